@@ -1,0 +1,1 @@
+"""Parts that models are made of: plain modules and functions that know nothing of each other."""

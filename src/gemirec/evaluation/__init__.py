@@ -1,0 +1,1 @@
+"""Evaluation: one top-k pass, every metric from it, with intervals."""

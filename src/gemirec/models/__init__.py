@@ -1,0 +1,1 @@
+"""Models: one file each, the contract in ``base``, the catalogue in ``catalog``."""
