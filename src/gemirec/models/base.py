@@ -147,7 +147,7 @@ class RetrievalModel(nn.Module, ABC):
     trainable: ClassVar[bool] = True
     """False for models without anything to learn by gradient (popularity)."""
 
-    def __init__(self, config: ModelConfig, spec: DataSpec) -> None:
+    def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__()
         self.config: Any = config
         self.spec = spec
@@ -180,3 +180,7 @@ class RetrievalModel(nn.Module, ABC):
     @abstractmethod
     def losses(self, batch: TrainBatch, stage: str) -> LossTerms:
         """Return the loss terms of one batch in one stage."""
+
+    def forward(self, batch: TrainBatch, stage: str) -> LossTerms:
+        """Return :meth:`losses`, so that wrappers that call modules (data parallelism) train any model."""
+        return self.losses(batch, stage)

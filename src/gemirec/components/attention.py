@@ -1,0 +1,64 @@
+"""ComiRec's self-attentive extractor: K attention distributions over the history.
+
+Axes: B batch, L history length, K interests, D embedding, A hidden width of the attention.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Positions = Literal["oldest", "newest", "none"]
+_MASKED = -1e9
+"""Logit at padding. Finite: a history without items gets uniform attention over zero vectors, hence zero interests."""
+
+
+class SelfAttention(nn.Module):
+    """``A = softmax_L( W2 tanh( W1 (X + P) + b1 ) )``, ``H = A X`` (ComiRec, arXiv 2005.09347, eq. 5-6).
+
+    As in the released code, positions enter the logits only and not the values, and ``W1`` has a bias. Its bias on
+    ``W2`` is left out: one number for a whole row of logits cancels in the softmax.
+
+    Args:
+        dim: Width of the item vectors.
+        num_interests: K.
+        max_length: Positions that can be told apart.
+        hidden: Width of the hidden layer.
+        positions: ``oldest`` counts from the oldest item of the window (ComiRec), ``newest`` from the most recent,
+            ``none`` learns no positions.
+    """
+
+    def __init__(self, dim: int, num_interests: int, max_length: int, hidden: int, positions: Positions) -> None:
+        super().__init__()
+        self.positions = positions
+        self.inner = nn.Linear(dim, hidden)
+        self.outer = nn.Linear(hidden, num_interests, bias=False)
+        nn.init.xavier_uniform_(self.inner.weight)
+        nn.init.zeros_(self.inner.bias)
+        nn.init.xavier_uniform_(self.outer.weight)
+        self.position_LD = None
+        if positions != "none":
+            self.position_LD = nn.Parameter(nn.init.xavier_uniform_(torch.empty(max_length, dim)))
+
+    def attention(self, item_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return the attention ``[B, K, L]``; rows sum to 1 over the history.
+
+        Args:
+            item_BLD: ``[B, L, D]`` item vectors.
+            mask_BL: ``[B, L]`` bool, true at real items.
+        """
+        key_BLD = item_BLD
+        if self.position_LD is not None and self.positions == "oldest":
+            key_BLD = item_BLD + self.position_LD[: item_BLD.shape[1]]
+        elif self.position_LD is not None:
+            age_BL = mask_BL.sum(dim=1, keepdim=True) - 1 - torch.arange(mask_BL.shape[1], device=mask_BL.device)
+            key_BLD = item_BLD + self.position_LD[age_BL.clamp(min=0)]
+        logit_BLK = self.outer(torch.tanh(self.inner(key_BLD)))
+        logit_BKL = logit_BLK.transpose(1, 2).float().masked_fill(~mask_BL[:, None], _MASKED)
+        return torch.softmax(logit_BKL, dim=2)
+
+    def forward(self, item_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return the interests ``[B, K, D]``."""
+        return self.attention(item_BLD, mask_BL).to(item_BLD.dtype) @ item_BLD

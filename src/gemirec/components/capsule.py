@@ -1,0 +1,147 @@
+"""Dynamic routing: a history's items vote for K capsules, and agreement sharpens the votes.
+
+Axes: B batch, L history length, K interests, D embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+RoutingAxis = Literal["interests", "positions"]
+_MISSING = -1e9
+
+
+def squash(vector: Tensor) -> Tensor:
+    """Return ``|s|^2 / (1 + |s|^2) * s / |s|`` over the last axis, ``|s| = sqrt(sum s^2 + 1e-9)`` (ComiRec's code).
+
+    Example:
+        >>> squash(torch.tensor([3.0, 4.0])).norm().item()  # 25 / 26
+        0.961...
+    """
+    square = vector.square().sum(dim=-1, keepdim=True)
+    return vector * (square / ((1 + square) * (square + 1e-9).sqrt()))
+
+
+def adaptive_mask(length_B: Tensor, num_interests: int) -> Tensor:
+    """Return ``[B, K]`` bool: the first ``max(1, min(K, floor(log2 length)))`` interests exist (MIND, section 4.2).
+
+    Example:
+        >>> adaptive_mask(torch.tensor([1, 3, 8, 16]), 4).sum(1)
+        tensor([1, 1, 3, 4])
+    """
+    needed_K = 2 ** torch.arange(1, num_interests + 1, device=length_B.device)
+    needed_K[0] = 0
+    return length_B[:, None] >= needed_K
+
+
+class SharedMap(nn.Module):
+    """MIND's votes: one bilinear map for every position and capsule, ``u_l = S e_l``; ``[B, 1, L, D]``.
+
+    Args:
+        dim: D.
+        bias: Add a trained bias. The released ComiRec code does, seemingly by accident; MIND's paper does not.
+    """
+
+    def __init__(self, dim: int, bias: bool) -> None:
+        super().__init__()
+        self.map = nn.Linear(dim, dim, bias=bias)
+        nn.init.xavier_uniform_(self.map.weight)
+        if bias:
+            nn.init.uniform_(self.map.bias, -((3 / dim) ** 0.5), (3 / dim) ** 0.5)
+
+    def forward(self, item_BLD: Tensor) -> Tensor:
+        """Return the votes of ``[B, L, D]`` items; the capsule axis has size 1, as all capsules see the same."""
+        vote: Tensor = self.map(item_BLD)
+        return vote[:, None]
+
+
+class PositionMaps(nn.Module):
+    """ComiRec-DR's votes: a map of its own for each position and capsule, ``u_kl = W_lk e_l``; ``[B, K, L, D]``.
+
+    One batched product over positions; ``[B, L, K D, D]``, which released code materialises, never exists.
+
+    Args:
+        dim: D.
+        num_interests: K.
+        max_length: Positions that have a map.
+        std: Standard deviation of the normal initialisation (ComiRec's TensorFlow code: 1).
+    """
+
+    def __init__(self, dim: int, num_interests: int, max_length: int, std: float) -> None:
+        super().__init__()
+        self.num_interests = num_interests
+        self.weight_LDE = nn.Parameter(nn.init.normal_(torch.empty(max_length, dim, num_interests * dim), std=std))
+
+    def forward(self, item_BLD: Tensor) -> Tensor:
+        """Return the votes of ``[B, L, D]`` items."""
+        batch, length, _ = item_BLD.shape
+        vote_LBE = torch.bmm(item_BLD.transpose(0, 1), self.weight_LDE[:length])
+        return vote_LBE.view(length, batch, self.num_interests, -1).permute(1, 2, 0, 3)
+
+
+class Routing(nn.Module):
+    """R rounds of routing by agreement (MIND algorithm 1, ComiRec algorithm 1).
+
+    Each round computes::
+
+        c = softmax(b);  s_k = sum_l c_kl u_kl;  v_k = squash(s_k);  b_kl += u_kl . v_k
+
+    The gradient flows through the last round's ``s`` alone, as in the released code.
+
+    Args:
+        rounds: R, at least 1.
+        axis: Axis of the softmax. ``interests``: each item shares one vote among the capsules (both papers and the
+            TensorFlow code). ``positions``: each capsule shares one vote among the items (the PyTorch ports).
+    """
+
+    def __init__(self, rounds: int, axis: RoutingAxis) -> None:
+        super().__init__()
+        self.rounds = rounds
+        self.axis = axis
+
+    def coupling(self, logit_BKL: Tensor, mask_BL: Tensor, mask_BK: Tensor | None) -> Tensor:
+        """Return the coupling coefficients ``c`` ``[B, K, L]``, zero at padding and at missing interests."""
+        if mask_BK is not None:
+            logit_BKL = logit_BKL.masked_fill(~mask_BK[:, :, None], _MISSING)
+        if self.axis == "positions":
+            logit_BKL = logit_BKL.masked_fill(~mask_BL[:, None], _MISSING)
+        weight_BKL = torch.softmax(logit_BKL, dim=1 if self.axis == "interests" else 2) * mask_BL[:, None]
+        return weight_BKL if mask_BK is None else weight_BKL * mask_BK[:, :, None]
+
+    def forward(self, vote_BKLD: Tensor, logit_BKL: Tensor, mask_BL: Tensor, mask_BK: Tensor | None = None) -> Tensor:
+        """Return the capsules ``[B, K, D]``; a history without items gives zeros.
+
+        Args:
+            vote_BKLD: ``[B, K or 1, L, D]`` votes.
+            logit_BKL: ``[B or 1, K, L]`` initial logits.
+            mask_BL: ``[B, L]`` bool, true at real items.
+            mask_BK: ``[B, K]`` bool, true at interests that exist; missing ones take no part and come out zero.
+        """
+        with torch.no_grad():
+            fixed_BKLD = vote_BKLD.detach()
+            logit_BKL = logit_BKL.float().expand(len(mask_BL), -1, -1)
+            for _ in range(self.rounds - 1):
+                weight_BKL = self.coupling(logit_BKL, mask_BL, mask_BK)
+                capsule_BKD = squash(_gather_votes(weight_BKL, fixed_BKLD))
+                logit_BKL = logit_BKL + _agreement(capsule_BKD, fixed_BKLD)
+            weight_BKL = self.coupling(logit_BKL, mask_BL, mask_BK)
+        return squash(_gather_votes(weight_BKL, vote_BKLD))
+
+
+def _gather_votes(weight_BKL: Tensor, vote_BKLD: Tensor) -> Tensor:
+    """Return ``sum_l c_kl u_kl`` ``[B, K, D]``, in float32 like the weights."""
+    vote_BKLD = vote_BKLD.float()
+    if vote_BKLD.shape[1] == 1:
+        return weight_BKL @ vote_BKLD[:, 0]
+    return torch.einsum("bkl,bkld->bkd", weight_BKL, vote_BKLD)
+
+
+def _agreement(capsule_BKD: Tensor, vote_BKLD: Tensor) -> Tensor:
+    """Return ``u_kl . v_k`` ``[B, K, L]``."""
+    vote_BKLD = vote_BKLD.float()
+    if vote_BKLD.shape[1] == 1:
+        return capsule_BKD @ vote_BKLD[:, 0].transpose(1, 2)
+    return torch.einsum("bkd,bkld->bkl", capsule_BKD, vote_BKLD)

@@ -1,0 +1,132 @@
+"""The catalogue: every model by name, as one literal table, and its shipped profiles.
+
+Nothing here imports torch until a model is built, so that listing models is cheap.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemirec.config import Config, from_dict, load_yaml, to_dict
+from gemirec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gemirec.data.dataset import DataSpec
+    from gemirec.models.base import RetrievalModel
+
+PROFILES = ("tuned", "paper")
+"""``tuned`` (default): what gives the best quality here. ``paper``: the values of the paper or its released code."""
+_PROFILE_FOLDER = Path(__file__).resolve().parents[1] / "profiles"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One row of the catalogue.
+
+    Attributes:
+        model: ``module:Class`` of the model.
+        config: ``module:Class`` of its config.
+        paper: Where it comes from.
+        line: What it is, in one line.
+    """
+
+    model: str
+    config: str
+    paper: str
+    line: str
+
+
+MODELS: dict[str, ModelEntry] = {
+    "comirec_sa": ModelEntry(
+        "gemirec.models.comirec_sa:ComiRecSA",
+        "gemirec.models.comirec_sa:ComiRecSAConfig",
+        "Cen et al., KDD 2020, arXiv 2005.09347",
+        "K self-attention distributions over the history",
+    ),
+}
+
+
+def entry(name: str) -> ModelEntry:
+    """Return the row of model ``name``.
+
+    Raises:
+        ConfigError: There is no such model; the error suggests the nearest name.
+
+    Example:
+        >>> entry("comirec_sa").line
+        'K self-attention distributions over the history'
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError("no such model", got=name, fix=f"{guess}known models: {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def config_class(name: str) -> type[Config]:
+    """Return the config class of model ``name``."""
+    found: type[Config] = _resolve(entry(name).config)
+    return found
+
+
+def model_class(name: str) -> type[RetrievalModel]:
+    """Return the class of model ``name``."""
+    found: type[RetrievalModel] = _resolve(entry(name).model)
+    return found
+
+
+def build_model(name: str, config: Mapping[str, Any] | Config, spec: DataSpec) -> RetrievalModel:
+    """Build model ``name`` for data of ``spec``; its initialisation draws from torch's global generator.
+
+    Args:
+        name: A name of the catalogue.
+        config: A mapping of plain values, or the model's config struct; checked either way.
+        spec: What the model must know of the data.
+
+    Raises:
+        ConfigError: An unknown model, key or value.
+    """
+    values = to_dict(config) if isinstance(config, Config) else config
+    return model_class(name)(from_dict(config_class(name), values, where=f"the {name} model config"), spec)
+
+
+def load_profile(name: str, profile: str = "tuned") -> dict[str, Any]:
+    """Return ``{"model": {...}, "training": {...}}`` of a shipped profile, as plain values that differ from defaults.
+
+    Raises:
+        ConfigError: There is no such model or profile.
+
+    Example:
+        >>> load_profile("comirec_sa", "paper")["training"]["batch_size"]
+        128
+    """
+    entry(name)
+    path = _PROFILE_FOLDER / f"{name}.{profile}.yaml"
+    if not path.is_file():
+        known = sorted(found.name.split(".")[1] for found in _PROFILE_FOLDER.glob(f"{name}.*.yaml"))
+        raise ConfigError(f"model {name} has no such profile", got=profile, fix=f"choose one of: {', '.join(known)}")
+    return {"model": {}, "training": {}, **load_yaml(path)}
+
+
+def model_table() -> str:
+    """Return the catalogue as a Markdown table, for the README.
+
+    Example:
+        >>> model_table().splitlines()[0]
+        '| name | model | what it is | paper |'
+    """
+    rows = ["| name | model | what it is | paper |", "|---|---|---|---|"]
+    for name, row in MODELS.items():
+        rows.append(f"| `{name}` | {row.model.partition(':')[2]} | {row.line} | {row.paper} |")
+    return "\n".join(rows) + "\n"
+
+
+def _resolve(path: str) -> Any:
+    """Import ``module:name``."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
