@@ -171,18 +171,18 @@ def softmax_loss(
     scale = 1 / config.temperature
     if config.readout == "best" and interest_BKD.shape[1] > 1:
         positive_B = _mask(torch.einsum("bkd,bd->bk", interest_BKD, positive_BD), mask_BK).amax(1) * scale
-        score_BKS = _mask(interest_BKD @ negative_SD.T, mask_BK)
-        logit_BS = torch.add(bias_BS, score_BKS.max(dim=1).values, alpha=scale)
+        score_BS = _mask(interest_BKD @ negative_SD.T, mask_BK).max(dim=1).values * scale
     else:
-        user_BD = read_out(config, interest_BKD, positive_BD, mask_BK)
-        positive_B = (user_BD * positive_BD).sum(-1) * scale
-        logit_BS = torch.addmm(bias_BS, user_BD, negative_SD.T, alpha=scale)
+        user_BD = read_out(config, interest_BKD, positive_BD, mask_BK) * scale
+        positive_B = (user_BD * positive_BD).sum(-1)
+        score_BS = user_BD @ negative_SD.T
     if bias_B is not None:
         positive_B = positive_B + bias_B
     if config.beta > 0:
-        return F.softplus(_weighted_log_mass(logit_BS, bias_BS, config) - positive_B)
-    first_B = torch.zeros(len(logit_BS), dtype=torch.int64, device=logit_BS.device)
-    return F.cross_entropy(torch.cat([positive_B[:, None], logit_BS], dim=1), first_B, reduction="none")
+        return F.softplus(_weighted_log_mass(score_BS, bias_BS, config) - positive_B)
+    first_B = torch.zeros(len(score_BS), dtype=torch.int64, device=score_BS.device)
+    logit_BE = torch.cat([positive_B[:, None], score_BS + bias_BS], dim=1)
+    return F.cross_entropy(logit_BE, first_B, reduction="none")
 
 
 def read_out(config: LossConfig, interest_BKD: Tensor, positive_BD: Tensor, mask_BK: Tensor | None) -> Tensor:
@@ -214,21 +214,28 @@ def label_aware_weights(interest_BKD: Tensor, positive_BD: Tensor, power: float,
     return torch.softmax(_mask(logit_BK, mask_BK), dim=1)
 
 
-def _weighted_log_mass(logit_BS: Tensor, bias_BS: Tensor, config: LossConfig) -> Tensor:
-    """Return ``log sum_j w_j e^{logit_j}`` ``[B]`` with REMI's weights, in log space throughout.
+def _weighted_log_mass(score_BS: Tensor, bias_BS: Tensor, config: LossConfig) -> Tensor:
+    """Return ``log sum_j w_j e^{s_j + bias_j}`` ``[B]`` with REMI's weights, in log space throughout.
 
     With ``w_j = n e^{beta s_j} / sum_i e^{beta s_i}`` over the n unmasked candidates this is
-    ``logsumexp(beta s + logit) - logsumexp(beta s) + log n``.
+    ``logsumexp((1 + beta) s + bias) - logsumexp(beta s) + log n``.
     """
     masked_BS = bias_BS <= _NEVER / 2
-    tilt_BS = config.beta * (logit_BS - bias_BS)
+    count_B = masked_BS.shape[1] - masked_BS.sum(dim=1)
+    tilting_BS = score_BS.detach() if config.detach_weights else score_BS
+    log_norm_B = _log_sum_exp(torch.add(masked_BS * _NEVER, tilting_BS, alpha=config.beta))
     if config.detach_weights:
-        tilt_BS = tilt_BS.detach()
-    count_B = (~masked_BS).sum(dim=1)
-    log_sum_B = torch.logsumexp((tilt_BS + logit_BS).masked_fill(masked_BS, _NEVER), dim=1)
-    log_norm_B = torch.logsumexp(tilt_BS.masked_fill(masked_BS, _NEVER), dim=1)
+        log_sum_B = _log_sum_exp(score_BS + bias_BS + config.beta * tilting_BS)
+    else:
+        log_sum_B = _log_sum_exp(torch.add(bias_BS, score_BS, alpha=1 + config.beta))
     log_mass_B = log_sum_B - log_norm_B + count_B.clamp(min=1).log()
     return log_mass_B.masked_fill(count_B == 0, _NEVER)
+
+
+def _log_sum_exp(finite_BS: Tensor) -> Tensor:
+    """Return ``log sum_s e^x`` ``[B]``; a third of the passes of ``torch.logsumexp``, which also handles infinities."""
+    largest_B1 = finite_BS.detach().amax(dim=1, keepdim=True)
+    return (finite_BS - largest_B1).exp_().sum(dim=1).log() + largest_B1[:, 0]
 
 
 def _mask(score_BK_: Tensor, mask_BK: Tensor | None) -> Tensor:

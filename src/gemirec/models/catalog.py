@@ -42,6 +42,48 @@ class ModelEntry:
 
 
 MODELS: dict[str, ModelEntry] = {
+    "popularity": ModelEntry(
+        "gemirec.models.popularity:Popularity",
+        "gemirec.models.popularity:PopularityConfig",
+        "control",
+        "the items with the most training events, for everyone",
+    ),
+    "item_mean": ModelEntry(
+        "gemirec.models.item_mean:ItemMean",
+        "gemirec.models.item_mean:ItemMeanConfig",
+        "control; loss of arXiv 2302.14532",
+        "the mean of the history's item vectors, no parameter but the item table",
+    ),
+    "youtube_dnn": ModelEntry(
+        "gemirec.models.youtube_dnn:YouTubeDNN",
+        "gemirec.models.youtube_dnn:YouTubeDNNConfig",
+        "Covington et al., RecSys 2016",
+        "the mean of the history through a dense layer",
+    ),
+    "single_vector": ModelEntry(
+        "gemirec.models.single_vector:SingleVector",
+        "gemirec.models.single_vector:SingleVectorConfig",
+        "control; in-batch InfoNCE with logQ (Yi et al., RecSys 2019)",
+        "one attentive, L2-normalised vector",
+    ),
+    "sasrec": ModelEntry(
+        "gemirec.models.sasrec:SASRec",
+        "gemirec.models.sasrec:SASRecConfig",
+        "Kang and McAuley, ICDM 2018, arXiv 1808.09781",
+        "a causal transformer's last state",
+    ),
+    "mind": ModelEntry(
+        "gemirec.models.mind:MIND",
+        "gemirec.models.mind:MINDConfig",
+        "Li et al., CIKM 2019, arXiv 1904.08030",
+        "capsules by dynamic routing with a shared map, adaptive K, label-aware attention",
+    ),
+    "comirec_dr": ModelEntry(
+        "gemirec.models.comirec_dr:ComiRecDR",
+        "gemirec.models.comirec_dr:ComiRecDRConfig",
+        "Cen et al., KDD 2020, arXiv 2005.09347",
+        "K capsules by dynamic routing with a map per position",
+    ),
     "comirec_sa": ModelEntry(
         "gemirec.models.comirec_sa:ComiRecSA",
         "gemirec.models.comirec_sa:ComiRecSAConfig",
