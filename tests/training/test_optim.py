@@ -121,14 +121,14 @@ def test_rows_without_a_gradient_and_padding_never_move(kind: type[LazyAdam] | t
 
 def test_row_gradients_sum_repeats_drop_padding_and_accept_dense() -> None:
     row_E, grad_ED = torch.tensor([4, 0, 1, 4, 4]), torch.randn(5, D)
-    sparse = torch.sparse_coo_tensor(row_E[None], grad_ED, (N, D))
+    sparse = torch.sparse_coo_tensor(row_E[None], grad_ED, (N, D), check_invariants=True)
     row_R, grad_RD = row_gradients(sparse)
     assert row_R.tolist() == [1, 4]
     torch.testing.assert_close(grad_RD, sparse.to_dense()[[1, 4]])
     row_R, grad_RD = row_gradients(sparse.to_dense())
     assert row_R.tolist() == list(range(1, N))
     torch.testing.assert_close(grad_RD, sparse.to_dense()[1:])
-    only_padding = torch.sparse_coo_tensor(torch.tensor([[0, 0]]), torch.ones(2, D), (N, D))
+    only_padding = torch.sparse_coo_tensor(torch.tensor([[0, 0]]), torch.ones(2, D), (N, D), check_invariants=True)
     assert len(row_gradients(only_padding)[0]) == 0
 
 

@@ -155,7 +155,8 @@ class _Loop:
         self.optimizers = build_optimizers(model, config) if model.trainable else {}
         self.spans = plan_stages(model.stages, config.steps if model.trainable else 0)
         self.state = self._resume()
-        self.tracker = Tracker(run, step=self.state.step) if self.main else None
+        resumes_at = self.state.step if self.checkpoints.index() else None
+        self.tracker = Tracker(run, step=resumes_at) if self.main else None
         self.random = StepRandomness(config.seed, accelerator.process_index, accelerator.device)
         self.window = LossWindow()
         self.value: float | None = None

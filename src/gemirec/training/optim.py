@@ -32,7 +32,7 @@ def row_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:
         ``row_R`` int64, ascending and distinct, without 0, and ``grad_RD``, contiguous. A dense one gives all rows.
 
     Example:
-        >>> grad = torch.sparse_coo_tensor([[3, 0, 3]], [[1.0], [9.0], [2.0]], (5, 1))
+        >>> grad = torch.sparse_coo_tensor([[3, 0, 3]], [[1.0], [9.0], [2.0]], (5, 1), check_invariants=True)
         >>> row_R, grad_RD = row_gradients(grad)
         >>> row_R.tolist(), grad_RD.tolist()
         ([3], [[3.0]])

@@ -22,15 +22,15 @@ class Tracker:
 
     Args:
         run: The run folder.
-        step: The step that the run continues from. Lines of later steps, and a half-written last line, are removed, so
-            that no step stands twice; TensorBoard is told to drop them too.
+        step: The step that the run continues from, ``None`` for a fresh run. Lines of later steps, and a half-written
+            last line, are removed, so that no step stands twice; TensorBoard is told to drop them too.
         tensorboard: Whether to write TensorBoard files if the package is installed.
     """
 
-    def __init__(self, run: Path, *, step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, run: Path, *, step: int | None = None, tensorboard: bool = True) -> None:
         self.path = run / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in read_metrics(run) if line["step"] <= step] if step else []
+            kept = [line for line in read_metrics(run) if line["step"] <= step] if step is not None else []
             with atomic_file(self.path) as tmp:
                 tmp.write_text("".join(_dump(line) for line in kept), encoding="utf-8")
         with translate_os_errors(self.path):
@@ -69,10 +69,10 @@ def _dump(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def _summary_writer(folder: Path, step: int) -> Any:
+def _summary_writer(folder: Path, step: int | None) -> Any:
     """Return a TensorBoard writer, or ``None`` where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    return SummaryWriter(str(folder), purge_step=None if step is None else step + 1)

@@ -1,0 +1,196 @@
+"""Resume after ``kill -9`` gives the bits of the uninterrupted run; anything else is refused clearly."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import support_training
+from gemirec.artifacts import load_tensors
+from gemirec.errors import ArtifactError, StorageError, TrainingError
+from gemirec.training.checkpoint import Checkpoints, Which
+from gemirec.training.tracking import Tracker, read_metrics
+from support_training import TWO_STAGES, fit_tiny, train_and_die
+
+if TYPE_CHECKING:
+    from gemirec.data.dataset import Dataset
+
+TRAINING: dict[str, Any] = {"steps": 60, "eval_every": 20, "checkpoint_every": 7, "log_every": 4, "batch_size": 8}
+"""Two stages, 20 and 40 steps; checkpoints at steps that are no log steps."""
+
+
+@pytest.fixture(scope="module")
+def whole(planted: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    fit_tiny(planted, run, stages=TWO_STAGES, **TRAINING)
+    return run
+
+
+@pytest.fixture(scope="module")
+def context() -> Any:
+    """A clean server process that has imported torch already: each child costs a fork, not an import."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(Path(support_training.__file__).parent), prepend=":")
+    forkserver = multiprocessing.get_context("forkserver")
+    preload = ["support_training", "accelerate", "gemirec.evaluation.evaluate", "polars", "torch.utils.tensorboard"]
+    forkserver.set_forkserver_preload(preload)
+    yield forkserver
+    patch.undo()
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Weights of last and best, optimiser state, and metrics.jsonl, times left out."""
+    which: Which
+    for which in ("last", "best"):
+        left, right = Checkpoints(one).folder(which), Checkpoints(other).folder(which)
+        assert left.name == right.name
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            first, second = load_tensors(left / file), load_tensors(right / file)
+            assert first.keys() == second.keys()
+            assert all(torch.equal(first[name], second[name]) for name in first), (which, file)
+    times = {"examples_per_s", "seconds"}
+    lines = [[{k: v for k, v in line.items() if k not in times} for line in read_metrics(r)] for r in (one, other)]
+    assert lines[0] == lines[1]
+
+
+def spawn(context: Any, planted: Dataset, out: Path, kill_at: tuple[str, int] | None) -> Any:
+    process = context.Process(target=train_and_die, args=(str(planted.path), str(out), TRAINING, kill_at))
+    process.start()
+    return process
+
+
+MOMENTS = [("step", 33), ("files", 14), ("folder", 20), ("index", 20), ("index", 42)]
+
+
+@pytest.mark.parametrize(("moment", "step"), MOMENTS)
+def test_killed_at_a_chosen_moment(
+    moment: str, step: int, planted: Dataset, tmp_path: Path, whole: Path, context: Any
+) -> None:
+    child = spawn(context, planted, tmp_path / "run", (moment, step))
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    fit_tiny(planted, tmp_path / "run", stages=TWO_STAGES, resume=True, **TRAINING)
+    assert_equal_runs(tmp_path / "run", whole)
+    entries = {entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert entries == {"index.json", *Checkpoints(tmp_path / "run").index().values()}
+
+
+def test_killed_again_and_again_at_random_moments(planted: Dataset, tmp_path: Path, whole: Path, context: Any) -> None:
+    rng = random.Random(time.time_ns())
+    run, kills = tmp_path / "run", 0
+    for _ in range(40):
+        child = spawn(context, planted, run, None)
+        started = Checkpoints(run).index().get("last")
+        deadline = time.monotonic() + 60
+        # Let it get past its start-up, then anywhere within the next third of a second.
+        while child.is_alive() and Checkpoints(run).index().get("last") == started and time.monotonic() < deadline:
+            time.sleep(0.005)
+        child.join(rng.uniform(0, 0.3))
+        child.kill()
+        child.join()
+        if child.exitcode == 0:
+            break
+        kills += 1
+    fit_tiny(planted, run, stages=TWO_STAGES, resume=True, **TRAINING)
+    assert kills > 0
+    assert_equal_runs(run, whole)
+
+
+def test_resuming_a_finished_run_gives_its_best_model(planted: Dataset, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    result = fit_tiny(planted, tmp_path / "run", stages=TWO_STAGES, resume=True, **TRAINING)
+    best = load_tensors(Checkpoints(whole).folder("best") / "model.safetensors")
+    assert all(torch.equal(best[name], tensor) for name, tensor in result.model.state_dict().items())
+    assert result.steps == 60
+    assert not result.model.started
+    assert_equal_runs(tmp_path / "run", whole)
+
+
+def test_resume_of_nothing_starts_afresh(planted: Dataset, tmp_path: Path, whole: Path) -> None:
+    fit_tiny(planted, tmp_path / "run", stages=TWO_STAGES, resume=True, **TRAINING)
+    assert_equal_runs(tmp_path / "run", whole)
+
+
+def test_a_folder_with_a_run_is_not_trained_into(planted: Dataset, whole: Path) -> None:
+    with pytest.raises(StorageError, match="holds a run already"):
+        fit_tiny(planted, whole, stages=TWO_STAGES, **TRAINING)
+
+
+def test_a_folder_with_something_else_is_left_alone(planted: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(StorageError, match="something else"):
+        fit_tiny(planted, tmp_path, resume=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_resume_with_another_configuration_names_the_keys(planted: Dataset, whole: Path) -> None:
+    with pytest.raises(TrainingError, match="another configuration") as caught:
+        fit_tiny(planted, whole, resume=True, stages=TWO_STAGES, **{**TRAINING, "learning_rate": 0.5, "seed": 4})
+    assert "training.learning_rate: 0.001 there, 0.5 asked" in caught.value.got
+    assert "training.seed" in caught.value.got
+    assert "steps" not in caught.value.got
+
+
+def test_resume_with_another_dataset_names_the_fingerprint(planted: Dataset, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(planted.path, tmp_path / "data")
+    info = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({**info, "fingerprint": "other"}))
+    with pytest.raises(TrainingError, match="another configuration or dataset") as caught:
+        fit_tiny(type(planted).open(tmp_path / "data"), whole, resume=True, stages=TWO_STAGES, **TRAINING)
+    assert "dataset.fingerprint" in caught.value.got
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_a_cut_checkpoint_is_a_clear_error(
+    file: str, keep: float, planted: Dataset, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    path = Checkpoints(tmp_path / "run").folder("last") / file
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    with pytest.raises(ArtifactError, match="damaged") as caught:
+        fit_tiny(planted, tmp_path / "run", stages=TWO_STAGES, resume=True, **TRAINING)
+    assert file in caught.value.got
+
+
+def test_a_missing_checkpoint_folder_is_a_clear_error(planted: Dataset, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(Checkpoints(tmp_path / "run").folder("last"))
+    with pytest.raises(ArtifactError, match="names a folder that is not there"):
+        fit_tiny(planted, tmp_path / "run", stages=TWO_STAGES, resume=True, **TRAINING)
+
+
+def test_a_checkpoint_of_another_model_or_version_is_refused(planted: Dataset, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run")
+    with pytest.raises(ArtifactError, match="does not fit the model") as caught:
+        checkpoints.load("last", torch.nn.Linear(3, 3))
+    assert "items.weight" in caught.value.got
+    path = checkpoints.folder("last") / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.raises(ArtifactError, match="another format version"):
+        fit_tiny(planted, tmp_path / "run", stages=TWO_STAGES, resume=True, **TRAINING)
+
+
+def test_the_tracker_drops_later_and_half_written_lines(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, tensorboard=False)
+    for step in (5, 10, 15):
+        tracker.log("train", step, "s", {"loss": step / 10})
+    tracker.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    Tracker(tmp_path, step=10, tensorboard=False).close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [5, 10]
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+    Tracker(tmp_path, tensorboard=False).close()
+    assert read_metrics(tmp_path) == []
