@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 import polars as pl
 
 from gemirec.config import EvaluationConfig, to_dict
@@ -29,7 +28,7 @@ from gemirec.recommender.histories import (
     encode_raw,
 )
 from gemirec.recommender.search import Searcher
-from gemirec.recommender.settings import resolve
+from gemirec.recommender.settings import Fallback, as_dataset, check_fallback, check_k, resolve
 
 if TYPE_CHECKING:
     from gemirec.data.prepare import PrepareConfig
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from gemirec.models.base import RetrievalModel
     from gemirec.training.progress import ProgressCallback
 
-Fallback = Literal["popularity", "none"]
 Ids = Sequence[object] | pl.Series
 Overrides = Mapping[str, Any] | Iterable[str]
 
@@ -123,13 +121,13 @@ class Recommender:
         from gemirec.training.loop import train
 
         run = resolve(model, profile, overrides)
-        _check_fallback(fallback)
+        check_fallback(fallback)
         holder = None
         if workdir is None:
             holder = tempfile.TemporaryDirectory(prefix="gemirec-")
             workdir = holder.name
         root = Path(workdir)
-        dataset = _as_dataset(log, root / "dataset", items, users, prepare, resume=resume)
+        dataset = as_dataset(log, root / "dataset", items, users, prepare, resume=resume)
         result = train(
             model,
             dataset,
@@ -182,7 +180,7 @@ class Recommender:
             won, from 0; null in a fallback), ``source`` (``model`` or the name of the fallback) and ``skipped``.
         """
         asked = self._encode(users, histories)
-        _check_k(k)
+        check_k(k)
         allow_ids = self.catalog.allowed(allow)
         parts = [
             self._search.ranked(block, k, exclude_seen=exclude_seen, allow=allow_ids, fallback=self.info.fallback)
@@ -196,6 +194,7 @@ class Recommender:
         *,
         histories: RawHistories | None = None,
         items: int = 0,
+        exclude_seen: bool = True,
         allow: Ids | None = None,
     ) -> pl.DataFrame:
         """Return the interests of each user, one row each; a user without any known item has none.
@@ -204,6 +203,7 @@ class Recommender:
             users: Ids of users in the log.
             histories: As in :meth:`recommend`.
             items: How many items each interest retrieves on its own; 0 leaves the column ``items`` out.
+            exclude_seen: Leave the items of the history out of ``items``.
             allow: Ids of the only items that may be retrieved.
 
         Returns:
@@ -213,8 +213,19 @@ class Recommender:
         asked = self._encode(users, histories)
         allow_ids = self.catalog.allowed(allow)
         size = self._search.block_users(items)
-        parts = [self._search.interests(block, items, allow_ids) for block in asked.blocks(size)]
-        return pl.concat(parts) if parts else self._search.interests(asked, items, allow_ids)
+        blocks = list(asked.blocks(size)) or [asked]
+        return pl.concat(
+            [self._search.interests(block, items, exclude_seen=exclude_seen, allow=allow_ids) for block in blocks]
+        )
+
+    def known_histories(self, users: Ids) -> list[list[Any]]:
+        """Return the item ids of known users, oldest first: all events of the log, held-out ones included.
+
+        Raises:
+            DataError: A user is not known.
+        """
+        asked = self._encode(users, None)
+        return [self.catalog.ids(block.item_E).to_list() for block in asked.blocks(1)]
 
     def similar_items(self, items: Ids, k: int = 10) -> pl.DataFrame:
         """Return the ``k`` items nearest to each of ``items`` by cosine of their vectors, the item itself left out.
@@ -222,20 +233,26 @@ class Recommender:
         Returns:
             A table with ``item_id``, ``rank``, ``similar_item_id`` and ``score``; unknown items have no rows.
         """
-        _check_k(k)
+        check_k(k)
         ids = items if isinstance(items, pl.Series) else pl.Series(list(items), strict=False)
         index = self.catalog.encode(ids)
         self._warn_skipped(int((index == 0).sum()))
         return self._search.similar(index[index > 0], k)
 
     def evaluate(
-        self, dataset: Dataset | None = None, config: EvaluationConfig | None = None, **settings: Any
+        self,
+        dataset: Dataset | None = None,
+        config: EvaluationConfig | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **settings: Any,
     ) -> EvaluationResult:
         """Measure the model on a held-out part of the data it was trained on.
 
         Args:
             dataset: ``None`` takes the dataset of :meth:`fit`; after :meth:`from_pretrained` give it.
             config: What is measured; ``None`` takes the defaults.
+            progress: Called with (users done, users in all).
             **settings: Fields of :class:`~gemirec.config.EvaluationConfig`, laid over ``config``.
 
         Raises:
@@ -256,7 +273,7 @@ class Recommender:
             from gemirec.config import from_dict, merge
 
             config = from_dict(EvaluationConfig, merge(to_dict(config), settings), where="evaluate")
-        result = evaluate(self.model, dataset, config)
+        result = evaluate(self.model, dataset, config, progress=progress)
         self.info = msgspec.structs.replace(self.info, metrics=dict(result.metrics))
         return result
 
@@ -328,34 +345,3 @@ class Recommender:
                 got=f"trained on {trained}, got {dataset.fingerprint} ({dataset.path})",
                 fix="evaluate on the dataset that the model was trained on, or train on this one",
             )
-
-
-def _check_k(k: int) -> None:
-    """Raise for a list length that is not a positive whole number."""
-    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
-        raise ConfigError("k must be a whole number of at least 1", got=repr(k), fix="for example k=20")
-
-
-def _check_fallback(fallback: str) -> None:
-    """Raise for a fallback that does not exist."""
-    if fallback not in {"popularity", "none"}:
-        raise ConfigError("no such fallback", got=fallback, fix="choose 'popularity' or 'none'")
-
-
-def _as_dataset(log: Any, out: Path, items: Any, users: Any, config: PrepareConfig | None, *, resume: bool) -> Dataset:
-    """Return ``log`` if it is prepared, otherwise prepare it into ``out``."""
-    if isinstance(log, (str, Path)) and (Path(log) / "dataset.json").is_file():
-        log = Dataset.open(log)
-    if isinstance(log, Dataset):
-        if items is not None or users is not None or config is not None:
-            raise ConfigError(
-                "items, users and prepare belong to a raw log",
-                got=f"a prepared dataset ({log.path})",
-                fix="leave them out, or give the raw log",
-            )
-        return log
-    if resume and (out / "dataset.json").is_file():
-        return Dataset.open(out)
-    from gemirec.data.prepare import PrepareConfig, prepare
-
-    return prepare(log, out, items=items, users=users, config=config or PrepareConfig())

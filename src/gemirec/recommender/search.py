@@ -131,7 +131,9 @@ class Searcher:
             }
         )
 
-    def interests(self, asked: Encoded, items: int, allow: NDArray[np.int64] | None) -> pl.DataFrame:
+    def interests(
+        self, asked: Encoded, items: int, *, exclude_seen: bool, allow: NDArray[np.int64] | None
+    ) -> pl.DataFrame:
         """Return the table of :meth:`gemirec.recommender.face.Recommender.interests` for one block of users."""
         asked = asked.with_known_items()
         found = self.users_interests(asked)
@@ -147,7 +149,13 @@ class Searcher:
         }
         if items:
             index = self.index if allow is None else self.index.restrict(torch.from_numpy(allow))
-            id_BKR, _ = retrieve_lists(found, index, min(items, len(self.catalog)))
+            id_BKR, _ = retrieve_lists(
+                found,
+                index,
+                min(items, len(self.catalog)),
+                seen_E=torch.from_numpy(asked.item_E) if exclude_seen else None,
+                seen_offset_B1=torch.from_numpy(asked.offset_B1) if exclude_seen else None,
+            )
             columns["items"] = self._lists(id_BKR.numpy()[mask_BK])
         return pl.DataFrame(columns)
 

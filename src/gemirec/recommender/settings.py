@@ -1,13 +1,22 @@
-"""From a profile and overrides to the model's configuration and the training's."""
+"""What the face is told, checked: configuration, data, list lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+import numpy as np
 
 from gemirec.config import Config, TrainingConfig, from_dict, merge, parse_overrides, to_dict
+from gemirec.data.dataset import Dataset
+from gemirec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gemirec.data.prepare import PrepareConfig
+
+Fallback = Literal["popularity", "none"]
 
 
 class RunConfig(Config, frozen=True, kw_only=True):
@@ -50,3 +59,34 @@ def resolve(model: str, profile: str, overrides: Mapping[str, Any] | Iterable[st
     run = from_dict(RunConfig, merge(base, values), where="the run's configuration")
     full = from_dict(config_class(model), run.model, where=f"the configuration of {model} (section 'model')")
     return RunConfig(model=to_dict(full), training=run.training)
+
+
+def check_k(k: int) -> None:
+    """Raise for a list length that is not a positive whole number."""
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+        raise ConfigError("k must be a whole number of at least 1", got=repr(k), fix="for example k=20")
+
+
+def check_fallback(fallback: str) -> None:
+    """Raise for a fallback that does not exist."""
+    if fallback not in {"popularity", "none"}:
+        raise ConfigError("no such fallback", got=fallback, fix="choose 'popularity' or 'none'")
+
+
+def as_dataset(log: Any, out: Path, items: Any, users: Any, config: PrepareConfig | None, *, resume: bool) -> Dataset:
+    """Return ``log`` if it is prepared, otherwise prepare it into ``out``."""
+    if isinstance(log, (str, Path)) and (Path(log) / "dataset.json").is_file():
+        log = Dataset.open(log)
+    if isinstance(log, Dataset):
+        if items is not None or users is not None or config is not None:
+            raise ConfigError(
+                "items, users and prepare belong to a raw log",
+                got=f"a prepared dataset ({log.path})",
+                fix="leave them out, or give the raw log",
+            )
+        return log
+    if resume and (out / "dataset.json").is_file():
+        return Dataset.open(out)
+    from gemirec.data.prepare import PrepareConfig, prepare
+
+    return prepare(log, out, items=items, users=users, config=config or PrepareConfig())

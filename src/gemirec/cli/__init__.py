@@ -1,0 +1,65 @@
+"""The command line: ``gemirec VERB``. Each verb calls one function; torch and polars load when a verb needs them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import gemirec
+from gemirec.cli import data, machine, models
+from gemirec.cli.console import Verbs
+
+app = typer.Typer(
+    cls=Verbs,
+    name="gemirec",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(gemirec.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def gemirec_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Multi-interest candidate retrieval: from a log of who did what, to interests, to the items each retrieves.
+
+    The road, verb by verb:
+
+        gemirec simulate   --out log                    # or take your own log
+        gemirec prepare    log/interactions.parquet --items log/items.parquet --out data
+        gemirec train      data --model comirec_sa --out run
+        gemirec evaluate   run/artifact data
+        gemirec recommend  run/artifact --history 12,7,31 -k 5
+
+    All of it at once: gemirec demo. Every verb has --help with examples and --json for programs. Exit codes: 0 done,
+    2 wrong input (with what, what was got and how to mend it), 1 a fault of gemirec.
+    """
+
+
+for verb in (
+    data.prepare,
+    data.simulate,
+    models.train,
+    models.evaluate,
+    models.recommend,
+    machine.demo,
+    machine.doctor,
+):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the installed script."""
+    app()
