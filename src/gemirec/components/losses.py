@@ -17,7 +17,6 @@ Axes: B batch, K interests, D embedding, S candidates.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -35,7 +34,7 @@ _NEVER = -1e30
 """Logit of a masked candidate: finite, so that a row with every candidate masked has a gradient that is finite."""
 _ARGMAX_POWER = 100.0
 """From this power on, label-aware attention is the argmax (the rule of DeepMatch and EasyRec)."""
-_LARGEST_POWER_LOGIT = 1e4
+_LARGEST_LOG_LOGIT = 9.0
 
 
 class LossConfig(Config, frozen=True, kw_only=True):
@@ -202,15 +201,15 @@ def label_aware_weights(interest_BKD: Tensor, positive_BD: Tensor, power: float,
     """Return ``softmax_k(sign(s) |s|^p)``, ``s = h_k.v`` ``[B, K]``: MIND's label-aware attention.
 
     A negative score keeps its sign (the paper's plain power is undefined there for a fractional p), p = 0 gives equal
-    weights, and large powers are scaled down to at most 1e4, which changes no weight that float32 can tell from 0.
+    weights, and where the best power exceeds ``e^9`` all are divided by what brings it there, so that none overflows.
     """
     score_BK = torch.einsum("bkd,bd->bk", interest_BKD, positive_BD)
     if power == 0:
         return torch.softmax(_mask(torch.zeros_like(score_BK), mask_BK), dim=1)
-    size_BK = score_BK.abs().clamp(min=1e-6)
-    largest_B1 = size_BK.amax(dim=1, keepdim=True)
-    top_B1 = torch.exp((power * largest_B1.log()).clamp(max=math.log(_LARGEST_POWER_LOGIT)))
-    logit_BK = score_BK.sign() * (size_BK / largest_B1) ** power * top_B1
+    log_BK = power * score_BK.abs().clamp(min=1e-6).log()
+    top_B1 = _mask(score_BK, mask_BK).argmax(dim=1, keepdim=True)
+    excess_B1 = (log_BK.gather(1, top_B1) - _LARGEST_LOG_LOGIT).clamp(min=0)
+    logit_BK = score_BK.sign() * (log_BK - excess_B1).clamp(max=_LARGEST_LOG_LOGIT + 3).exp()
     return torch.softmax(_mask(logit_BK, mask_BK), dim=1)
 
 
