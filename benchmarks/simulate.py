@@ -139,13 +139,13 @@ def main() -> None:
         child(arguments.child, arguments.events[0])
         return
     print(
-        f"{'events':>12} {'users':>10} {'items':>8} {'seconds':>8} {'CPU s':>6} {'peak MiB':>9} {'rows/s':>9} {'MiB':>5}"
+        f"{'events':>12} {'users':>9} {'items':>8} {'seconds':>8} {'CPU s':>6} {'peak MiB':>9} {'rows/s':>9} {'MiB':>4}"
     )
     for events in arguments.events:
         config, cost = large_log(events), measure(events)
-        size = f"{cost['rows']:12,} {config.num_users:10,} {config.num_items:8,}"
+        size = f"{cost['rows']:12,} {config.num_users:9,} {config.num_items:8,}"
         spent = f"{cost['seconds']:8.1f} {cost['cpu']:6.1f} {cost['peak'] / 2**20:9.0f}"
-        print(f"{size} {spent} {cost['rows'] / cost['seconds']:9,.0f} {cost['bytes'] / 2**20:5.0f}")
+        print(f"{size} {spent} {cost['rows'] / cost['seconds']:9,.0f} {cost['bytes'] / 2**20:4.0f}")
         print(f"{'':12} {'within' if cost['peak'] <= GIB else 'NOT within'} 1 GiB")
     if not arguments.skip_oracle:
         oracle()
