@@ -66,7 +66,7 @@ def _torch() -> dict[str, Any]:
         "build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only",
         "threads": torch.get_num_threads(),
         "accelerators": devices or "none",
-        "parallel_backend": "MKL" if torch.backends.mkl.is_available() else "OpenBLAS or other",
+        "parallel_backend": "MKL" if "mkl" in str(torch.__config__.show()).lower() else "OpenBLAS or other",
     }
 
 
