@@ -125,7 +125,7 @@ def train_model(
         if accelerator.is_main_process:
             open_run(run, config, resume=resume)
         accelerator.wait_for_everyone()
-        loop = _Loop(model, dataset, training, run, accelerator, progress)
+        loop = TrainingLoop(model, dataset, training, run, accelerator, progress)
         try:
             loop.train()
         finally:
@@ -135,8 +135,17 @@ def train_model(
     return TrainResult(model, state.best_step, state.best_metric, time.perf_counter() - start, rate, state.step)
 
 
-class _Loop:
-    """One call of :func:`train_model`."""
+class TrainingLoop:
+    """One call of :func:`train_model`: owns the optimisers, the state and the files of the run.
+
+    Args:
+        model: The model to train, in place.
+        dataset: A prepared dataset.
+        config: How to train.
+        run: The run folder, opened by :func:`~gemirec.training.run_folder.open_run`.
+        accelerator: Device, precision and processes.
+        progress: Called at every log line and validation, or ``None``.
+    """
 
     def __init__(
         self,
@@ -213,11 +222,17 @@ class _Loop:
             self.model.train()
             self.window.restart_clock()
             while self.state.step < span.end and not self.state.stopped:
-                self._step(losses, sampler, stage.name)
+                self.step(losses, sampler, stage.name)
                 self._after_step(span, last_stage=last_stage)
 
-    def _step(self, losses: Any, sampler: Any, stage: str) -> None:
-        """One optimiser step: the hot path."""
+    def step(self, losses: Any, sampler: Any, stage: str) -> None:
+        """Do one optimiser step: the hot path. Nothing in it waits for the device.
+
+        Args:
+            losses: The prepared :class:`~gemirec.training.session.LossModule`.
+            sampler: The window sampler.
+            stage: Name of the stage.
+        """
         step = self.state.step
         windows = sampler.windows(step * self.accelerator.num_processes + self.accelerator.process_index)
         batch = to_train_batch(windows, self.random.at(step), self.accelerator.device)
