@@ -1,0 +1,123 @@
+"""The merge routine against brute force: equal scores, duplicates, missing results, absent interests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemirec.errors import ConfigError, DataError
+from gemirec.retrieval.merge import Merged, merge
+
+
+def brute(
+    id_BKR: torch.Tensor, score_BKR: torch.Tensor, n: int, mask_BK: torch.Tensor
+) -> list[list[tuple[int, float, int, int]]]:
+    """Walk every list in a plain loop: ``(id, score, interest, rank)`` of each user, best first."""
+    out = []
+    for ids, scores, mask in zip(id_BKR.tolist(), score_BKR.tolist(), mask_BK.tolist(), strict=True):
+        best: dict[int, tuple[float, int, int]] = {}
+        for interest, (row, values, exists) in enumerate(zip(ids, scores, mask, strict=True)):
+            for rank, (item, score) in enumerate(zip(row, values, strict=True)):
+                if exists and item > 0 and score > float("-inf") and (item not in best or score > best[item][0]):
+                    best[item] = (score, interest, rank)
+        order = sorted(best, key=lambda item: (-best[item][0], item))[:n]
+        out.append([(item, *best[item]) for item in order])
+    return out
+
+
+def rows(merged: Merged) -> list[list[tuple[int, float, int, int]]]:
+    """The merged lists without missing places; a missing place must look missing in every column, and stand last."""
+    out = []
+    for ids, scores, interests, ranks in zip(
+        merged.id_BN.tolist(),
+        merged.score_BN.tolist(),
+        merged.interest_BN.tolist(),
+        merged.rank_BN.tolist(),
+        strict=True,
+    ):
+        real = [entry for entry in zip(ids, scores, interests, ranks, strict=True) if entry[0] != -1]
+        missing = list(zip(ids, scores, interests, ranks, strict=True))[len(real) :]
+        assert all(entry == (-1, float("-inf"), -1, -1) for entry in missing)
+        out.append(real)
+    return out
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_equals_brute_force(data: st.DataObject) -> None:
+    users, count, places = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6)))
+    size = users * count * places
+    ids = data.draw(st.lists(st.integers(-1, 9), min_size=size, max_size=size))
+    values = st.sampled_from([float("-inf"), -1.5, -0.0, 0.0, 0.25, 0.9, 2.0])
+    scores = data.draw(st.lists(values, min_size=size, max_size=size))
+    masks = data.draw(st.lists(st.booleans(), min_size=users * count, max_size=users * count))
+    n = data.draw(st.integers(1, 30))
+    id_BKR = torch.tensor(ids).view(users, count, places)
+    score_BKR = torch.tensor(scores).view(users, count, places)
+    mask_BK = torch.tensor(masks).view(users, count)
+    merged = merge(id_BKR, score_BKR, n, mask_BK=mask_BK)
+    assert merged.id_BN.shape == (users, n)
+    assert rows(merged) == brute(id_BKR, score_BKR, n, mask_BK)
+
+
+def test_an_item_with_two_scores_is_kept_once() -> None:
+    """TorchEasyRec removes duplicates by equal score and returns [7, 7, 3]."""
+    merged = merge(torch.tensor([[[7, 3], [7, 5]]]), torch.tensor([[[0.75, 0.5], [0.625, 0.25]]]), 3)
+    assert rows(merged) == [[(7, 0.75, 0, 0), (3, 0.5, 0, 1), (5, 0.25, 1, 1)]]
+
+
+def test_two_items_with_one_score_are_both_kept() -> None:
+    """TorchEasyRec keeps 8 and drops 7, which has the same score."""
+    merged = merge(torch.tensor([[[8, 1], [7, 2]]]), torch.tensor([[[0.9, 0.2], [0.9, 0.1]]]), 4)
+    assert merged.id_BN.tolist() == [[7, 8, 1, 2]]
+    assert merged.interest_BN.tolist() == [[1, 0, 0, 1]]
+
+
+def test_equal_interests_are_won_by_the_first() -> None:
+    ids = torch.tensor([[[4, 2, 9]] * 3])
+    merged = merge(ids, torch.tensor([[[3.0, 2.0, 1.0]] * 3]), 3)
+    assert merged.interest_BN.tolist() == [[0, 0, 0]]
+    assert merged.rank_BN.tolist() == [[0, 1, 2]]
+    masked = merge(ids, torch.tensor([[[3.0, 2.0, 1.0]] * 3]), 3, mask_BK=torch.tensor([[False, True, True]]))
+    assert masked.interest_BN.tolist() == [[1, 1, 1]]
+
+
+def test_zero_vectors_give_one_list_in_item_order() -> None:
+    merged = merge(torch.tensor([[[1, 2, 3], [1, 2, 3]]]), torch.zeros(1, 2, 3), 4)
+    assert merged.id_BN.tolist() == [[1, 2, 3, -1]]
+
+
+def test_one_interest_is_left_as_it_is() -> None:
+    ids, scores = torch.tensor([[[5, 9, 2, -1]]]), torch.tensor([[[3.0, 2.0, 1.0, float("-inf")]]])
+    merged = merge(ids, scores, 4)
+    assert torch.equal(merged.id_BN, ids[:, 0])
+    assert torch.equal(merged.score_BN, scores[:, 0])
+    assert merged.rank_BN.tolist() == [[0, 1, 2, -1]]
+
+
+def test_nothing_to_merge() -> None:
+    for shape in ((2, 0, 5), (2, 3, 0), (0, 2, 4)):
+        merged = merge(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape), 3)
+        assert merged.id_BN.shape == (shape[0], 3)
+        assert (merged.id_BN == -1).all()
+    absent = merge(torch.ones(1, 1, 2, dtype=torch.int64), torch.ones(1, 1, 2), 2, mask_BK=torch.zeros(1, 1).bool())
+    assert absent.id_BN.tolist() == [[-1, -1]]
+
+
+def test_first_cuts_every_column() -> None:
+    merged = merge(torch.tensor([[[5, 9, 2]]]), torch.tensor([[[3.0, 2.0, 1.0]]]), 3).first(2)
+    assert [part.shape for part in (merged.id_BN, merged.score_BN, merged.interest_BN, merged.rank_BN)] == [(1, 2)] * 4
+
+
+def test_bad_input_is_refused() -> None:
+    ids = torch.ones(1, 1, 1, dtype=torch.int64)
+    with pytest.raises(DataError, match="NaN"):
+        merge(ids, torch.full((1, 1, 1), float("nan")), 1)
+    with pytest.raises(DataError, match="31 bits"):
+        merge(ids * 2**31, torch.ones(1, 1, 1), 1)
+    with pytest.raises(ConfigError, match="at least one item"):
+        merge(ids, torch.ones(1, 1, 1), 0)
+    with pytest.raises(ConfigError, match="no such way"):
+        merge(ids, torch.ones(1, 1, 1), 1, kind="mean")  # type: ignore[arg-type]
