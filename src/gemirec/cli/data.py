@@ -43,11 +43,11 @@ def prepare(
     from gemirec.config import from_dict
     from gemirec.data.prepare import PrepareConfig
     from gemirec.data.prepare import prepare as run
-    from gemirec.experiments.runs import dataset_summary, layered
+    from gemirec.experiments.summaries import dataset_summary, layered
 
     settings = from_dict(PrepareConfig, layered(config, overrides), where="the preparation's configuration")
     with Reporter(quiet=quiet) as report:
-        dataset = run(log, out, items=items, users=users, config=settings, overwrite=overwrite, progress=report.status)
+        dataset = run(log, out, items=items, users=users, config=settings, overwrite=overwrite, progress=report.staged)
     emit(dataset_summary(dataset), as_json)
 
 
@@ -70,7 +70,7 @@ def simulate(
     from gemirec.config import from_dict
     from gemirec.data.simulator import SimulatorConfig
     from gemirec.data.simulator import simulate as run
-    from gemirec.experiments.runs import layered
+    from gemirec.experiments.summaries import layered
 
     settings = from_dict(SimulatorConfig, layered(config, overrides), where="the simulator's configuration")
     with Reporter(quiet=quiet) as report:

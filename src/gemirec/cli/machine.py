@@ -40,7 +40,7 @@ def demo(
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
     from gemirec.experiments.demo import demo as run
     from gemirec.experiments.demo_text import demo_text
-    from gemirec.experiments.runs import layered
+    from gemirec.experiments.summaries import layered
 
     with Reporter(quiet=quiet) as report:
         result = run(

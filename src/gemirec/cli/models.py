@@ -38,7 +38,8 @@ def train(
 
         gemirec train data --out run --resume
     """
-    from gemirec.experiments.runs import layered, train_run
+    from gemirec.experiments.runs import train_run
+    from gemirec.experiments.summaries import layered
 
     with Reporter(quiet=quiet) as report:
         result = train_run(
@@ -71,7 +72,8 @@ def evaluate(
 
     gemirec evaluate run/artifact data --set split=valid --set top_n=[10,20] --set exclude_seen=true --out scores
     """
-    from gemirec.experiments.runs import evaluate_run, evaluation_summary, layered
+    from gemirec.experiments.runs import evaluate_run
+    from gemirec.experiments.summaries import evaluation_summary, layered
 
     with Reporter(quiet=quiet) as report:
         result = evaluate_run(artifact, dataset, overrides=layered(config, overrides), out=out, progress=report.counted)

@@ -50,6 +50,10 @@ class Reporter:
             self._last = now
             print(text, file=sys.stderr, flush=True)
 
+    def staged(self, stage: str, fraction: float) -> None:
+        """Show how much of a stage is done."""
+        self.status(f"  {stage} {fraction:.0%}", done=False)
+
     def counted(self, done: int, total: int) -> None:
         """Show ``done`` of ``total``."""
         share = f" ({done / total:.0%})" if total else ""

@@ -138,7 +138,7 @@ def _prepare(
     config = from_dict(PrepareConfig, values, where="the demo's configuration (section 'prepare')")
     items, users = items or _beside(log, "items.parquet"), users or _beside(log, "users.parquet")
     watcher.note(f"preparing {log}" + "".join(f", {table}" for table in (items, users) if table))
-    return prepare(log, out, items=items, users=users, config=config, progress=watcher.status)
+    return prepare(log, out, items=items, users=users, config=config, progress=watcher.staged)
 
 
 def _beside(log: Path, name: str) -> Path | None:
@@ -189,6 +189,6 @@ def _differences(model: str, results: Mapping[str, EvaluationResult]) -> list[di
 
 def _statistics(dataset: Dataset) -> dict[str, Any]:
     """Return the counts a reader wants, and the fingerprint."""
-    from gemirec.experiments.runs import dataset_summary
+    from gemirec.experiments.summaries import dataset_summary
 
     return dataset_summary(dataset)

@@ -14,8 +14,8 @@ class Watcher(Protocol):
     def note(self, text: str) -> None:
         """Say that something begins or has ended."""
 
-    def status(self, text: str) -> None:
-        """Show a state that the next one replaces."""
+    def staged(self, stage: str, fraction: float) -> None:
+        """Show how much of a stage is done."""
 
     def counted(self, done: int, total: int) -> None:
         """Show ``done`` of ``total``."""
@@ -30,7 +30,7 @@ class Silent:
     def note(self, text: str) -> None:
         """Show nothing."""
 
-    def status(self, text: str) -> None:
+    def staged(self, stage: str, fraction: float) -> None:
         """Show nothing."""
 
     def counted(self, done: int, total: int) -> None:

@@ -173,7 +173,8 @@ class DatasetHistories:
     def lookup(self, user_ids: pl.Series) -> Encoded:
         """See :class:`HistoryStore`."""
         users = self.dataset.users.select("user_id", pl.int_range(pl.len(), dtype=pl.Int64).alias("row"))
-        user_B = _rows_of(users.lazy(), user_ids)["row"].to_numpy()
+        found = _rows_of(users.lazy(), user_ids)
+        user_B = found["row"].to_numpy()
         length_B, parts = np.zeros(len(user_B), dtype=np.int64), []
         for shard, rows, local in self.dataset.by_shard(user_B):
             start = shard.offsets[local]
@@ -187,7 +188,7 @@ class DatasetHistories:
             item_E[target] = items
         categorical, numeric = self.dataset.user_features()
         return Encoded(
-            user_ids.alias("user_id"),
+            found["user_id"],
             item_E,
             offset_B1,
             np.zeros(len(user_B), dtype=np.int64),
@@ -219,7 +220,7 @@ class ParquetHistories:
             features.append(np.array(table[name].to_list(), dtype=dtype) if name in table.columns else None)
         item_E = items.to_numpy().astype(np.int64)
         skipped_B = np.zeros(len(user_ids), dtype=np.int64)
-        return Encoded(user_ids.alias("user_id"), item_E, offset_B1, skipped_B, *features)
+        return Encoded(table["user_id"], item_E, offset_B1, skipped_B, *features)
 
 
 def _rows_of(users: pl.LazyFrame, user_ids: pl.Series) -> pl.DataFrame:
