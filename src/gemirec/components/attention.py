@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Positions = Literal["oldest", "newest", "none"]
 _MASKED = -1e9
@@ -55,7 +56,10 @@ class SelfAttention(nn.Module):
         elif self.position_LD is not None:
             age_BL = mask_BL.sum(dim=1, keepdim=True) - 1 - torch.arange(mask_BL.shape[1], device=mask_BL.device)
             key_BLD = item_BLD + self.position_LD[age_BL.clamp(min=0)]
-        logit_BLK = self.outer(torch.tanh(self.inner(key_BLD)))
+        # tanh(z) = 2 sigmoid(2z) - 1, and W2 (-1) is a constant of the row that cancels in the softmax: the same
+        # attention, with a sigmoid, which costs a sixth of a tanh on the CPU.
+        doubled_BLA = F.linear(key_BLD, 2 * self.inner.weight, 2 * self.inner.bias)
+        logit_BLK = F.linear(torch.sigmoid(doubled_BLA), 2 * self.outer.weight)
         logit_BKL = logit_BLK.transpose(1, 2).float().masked_fill(~mask_BL[:, None], _MASKED)
         return torch.softmax(logit_BKL, dim=2)
 

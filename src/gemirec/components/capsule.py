@@ -43,12 +43,15 @@ class SharedMap(nn.Module):
     Args:
         dim: D.
         bias: Add a trained bias. The released ComiRec code does, seemingly by accident; MIND's paper does not.
+        identity: Start at the identity plus the draws, so that capsules begin in the space of the items (ours).
     """
 
-    def __init__(self, dim: int, bias: bool) -> None:
+    def __init__(self, dim: int, bias: bool, identity: bool = False) -> None:
         super().__init__()
         self.map = nn.Linear(dim, dim, bias=bias)
         nn.init.xavier_uniform_(self.map.weight)
+        if identity:
+            self.map.weight.data.add_(torch.eye(dim))
         if bias:
             nn.init.uniform_(self.map.bias, -((3 / dim) ** 0.5), (3 / dim) ** 0.5)
 
@@ -68,12 +71,14 @@ class PositionMaps(nn.Module):
         num_interests: K.
         max_length: Positions that have a map.
         std: Standard deviation of the normal initialisation (ComiRec's TensorFlow code: 1).
+        identity: Start at the identity plus the draws, so that capsules begin in the space of the items (ours).
     """
 
-    def __init__(self, dim: int, num_interests: int, max_length: int, std: float) -> None:
+    def __init__(self, dim: int, num_interests: int, max_length: int, std: float, identity: bool = False) -> None:
         super().__init__()
         self.num_interests = num_interests
-        self.weight_LDE = nn.Parameter(nn.init.normal_(torch.empty(max_length, dim, num_interests * dim), std=std))
+        weight_LDE = nn.init.normal_(torch.empty(max_length, dim, num_interests * dim), std=std)
+        self.weight_LDE = nn.Parameter(weight_LDE + torch.eye(dim).repeat(1, num_interests) if identity else weight_LDE)
 
     def forward(self, item_BLD: Tensor) -> Tensor:
         """Return the votes of ``[B, L, D]`` items."""

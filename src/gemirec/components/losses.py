@@ -17,6 +17,7 @@ Axes: B batch, K interests, D embedding, S candidates.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -38,7 +39,7 @@ _LARGEST_LOG_LOGIT = 9.0
 
 
 class LossConfig(Config, frozen=True, kw_only=True):
-    """The retrieval loss: where negatives come from, how scores are made, which interest is trained."""
+    """The retrieval loss: where negatives come from and how scores are made."""
 
     negatives: Literal["uniform", "log_uniform", "popularity", "in_batch", "mixed"] = "uniform"
     """Where candidates come from. ``log_uniform``: over items ordered by training count (TensorFlow's default).
@@ -63,6 +64,11 @@ class LossConfig(Config, frozen=True, kw_only=True):
     """REMI's hard-negative exponent; 0 weights negatives alike. Its paper: 10 books, 1 Gowalla, 0.1 RetailRocket."""
     detach_weights: bool = False
     """Stop the gradient through REMI's weights. The released code does not."""
+
+
+class MultiInterestLossConfig(LossConfig, frozen=True, kw_only=True):
+    """The retrieval loss of a model with several interests: also which of them is trained."""
+
     readout: Literal["hard", "best", "label_aware"] = "hard"
     """Which interest scores the candidates; see the module's docstring."""
     power: Annotated[float, Meta(ge=0)] = 1.0
@@ -100,7 +106,7 @@ class RetrievalLoss:
         weight_B: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw candidates and return the mean loss, a float32 scalar.
+        """Draw candidates and return the mean loss, a float32 scalar; 0 for a batch without rows.
 
         Args:
             interest_BKD: ``[B, K, D]`` interests, normalised if ``config.normalize``.
@@ -111,6 +117,8 @@ class RetrievalLoss:
             generator: Source of the draws; torch's global one if ``None``.
         """
         batch = len(target_B)
+        if batch == 0:
+            return interest_BKD.float().sum()
         with torch.no_grad():
             negatives = self.sampler.sample(target_B, generator)
             bias_BS = self._bias(target_B, negatives.id_S, negatives.log_q_S)
@@ -159,7 +167,7 @@ def softmax_loss(
     """Return ``[B]`` losses, given the candidates; the formula of the module's docstring.
 
     Args:
-        config: The fields ``readout``, ``power``, ``temperature``, ``beta``, ``detach_weights`` are read.
+        config: Which loss; the sampler's fields are not read.
         interest_BKD: ``[B, K, D]`` float32.
         positive_BD: ``[B, D]`` float32 target vectors.
         negative_SD: ``[S, D]`` float32 candidate vectors.
@@ -168,11 +176,12 @@ def softmax_loss(
         mask_BK: ``[B, K]`` bool, true where an interest exists.
     """
     scale = 1 / config.temperature
-    if config.readout == "best" and interest_BKD.shape[1] > 1:
+    readout, power = _readout(config)
+    if readout == "best" and interest_BKD.shape[1] > 1:
         positive_B = _mask(torch.einsum("bkd,bd->bk", interest_BKD, positive_BD), mask_BK).amax(1) * scale
         score_BS = _mask(interest_BKD @ negative_SD.T, mask_BK).max(dim=1).values * scale
     else:
-        user_BD = read_out(config, interest_BKD, positive_BD, mask_BK) * scale
+        user_BD = read_out(interest_BKD, positive_BD, mask_BK, power) * scale
         positive_B = (user_BD * positive_BD).sum(-1)
         score_BS = user_BD @ negative_SD.T
     if bias_B is not None:
@@ -184,12 +193,12 @@ def softmax_loss(
     return F.cross_entropy(logit_BE, first_B, reduction="none")
 
 
-def read_out(config: LossConfig, interest_BKD: Tensor, positive_BD: Tensor, mask_BK: Tensor | None) -> Tensor:
+def read_out(interest_BKD: Tensor, positive_BD: Tensor, mask_BK: Tensor | None, power: float) -> Tensor:
     """Return the one vector ``[B, D]`` per row that scores all candidates (``hard`` and ``label_aware``)."""
     if interest_BKD.shape[1] == 1:
         return interest_BKD[:, 0]
-    if config.readout == "label_aware" and config.power < _ARGMAX_POWER:
-        weight_BK = label_aware_weights(interest_BKD, positive_BD, config.power, mask_BK)
+    if power < _ARGMAX_POWER:
+        weight_BK = label_aware_weights(interest_BKD, positive_BD, power, mask_BK)
         return torch.einsum("bk,bkd->bd", weight_BK, interest_BKD)
     with torch.no_grad():
         score_BK = torch.einsum("bkd,bd->bk", interest_BKD, positive_BD)
@@ -211,6 +220,13 @@ def label_aware_weights(interest_BKD: Tensor, positive_BD: Tensor, power: float,
     excess_B1 = (log_BK.gather(1, top_B1) - _LARGEST_LOG_LOGIT).clamp(min=0)
     logit_BK = score_BK.sign() * (log_BK - excess_B1).clamp(max=_LARGEST_LOG_LOGIT + 3).exp()
     return torch.softmax(_mask(logit_BK, mask_BK), dim=1)
+
+
+def _readout(config: LossConfig) -> tuple[str, float]:
+    """Return the readout's name and its power; ``hard`` is label-aware attention with an infinite one."""
+    if not isinstance(config, MultiInterestLossConfig) or config.readout == "hard":
+        return "hard", math.inf
+    return config.readout, config.power
 
 
 def _weighted_log_mass(score_BS: Tensor, bias_BS: Tensor, config: LossConfig) -> Tensor:

@@ -12,17 +12,15 @@ from torch import Tensor
 
 from gemirec.components.capsule import PositionMaps, Routing, RoutingAxis
 from gemirec.models.base import Histories
-from gemirec.models.common import Count, PositiveFloat, TableModel, TableModelConfig
+from gemirec.models.common import Count, MultiInterestConfig, PositiveFloat, TableModel
 
 if TYPE_CHECKING:
     from gemirec.data.dataset import DataSpec
 
 
-class ComiRecDRConfig(TableModelConfig, frozen=True, kw_only=True):
+class ComiRecDRConfig(MultiInterestConfig, frozen=True, kw_only=True):
     """Fields of ComiRec-DR."""
 
-    num_interests: Count = 4
-    """K."""
     rounds: Count = 3
     """Routing rounds R (paper: 3)."""
     routing_axis: RoutingAxis = "interests"
@@ -30,6 +28,8 @@ class ComiRecDRConfig(TableModelConfig, frozen=True, kw_only=True):
     ``positions``, a divergence that changes results."""
     transform_std: PositiveFloat = 1.0
     """Standard deviation of the maps' normal initialisation (TensorFlow code: 1; the ports' is near .0025)."""
+    identity_maps: bool = False
+    """Start the maps at the identity plus the draws (ours): capsules then begin in the space of the items."""
 
 
 class ComiRecDR(TableModel):
@@ -37,7 +37,9 @@ class ComiRecDR(TableModel):
 
     def __init__(self, config: ComiRecDRConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.votes = PositionMaps(config.dim, config.num_interests, config.max_length, config.transform_std)
+        self.votes = PositionMaps(
+            config.dim, config.num_interests, config.max_length, config.transform_std, config.identity_maps
+        )
         self.routing = Routing(config.rounds, config.routing_axis)
 
     def encode(self, histories: Histories) -> tuple[Tensor, Tensor | None]:

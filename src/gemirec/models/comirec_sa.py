@@ -11,17 +11,15 @@ from torch import Tensor
 
 from gemirec.components.attention import Positions, SelfAttention
 from gemirec.models.base import Histories
-from gemirec.models.common import Count, TableModel, TableModelConfig
+from gemirec.models.common import Count, MultiInterestConfig, TableModel
 
 if TYPE_CHECKING:
     from gemirec.data.dataset import DataSpec
 
 
-class ComiRecSAConfig(TableModelConfig, frozen=True, kw_only=True):
+class ComiRecSAConfig(MultiInterestConfig, frozen=True, kw_only=True):
     """Fields of ComiRec-SA."""
 
-    num_interests: Count = 4
-    """K."""
     hidden_factor: Count = 4
     """Width of the attention's hidden layer in multiples of ``dim`` (paper: 4)."""
     positions: Positions = "oldest"

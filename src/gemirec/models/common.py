@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gemirec.components.embedding import Initialisation, ItemTable
 from gemirec.components.features import UserFeatures
-from gemirec.components.losses import LossConfig, RetrievalLoss
+from gemirec.components.losses import LossConfig, MultiInterestLossConfig, RetrievalLoss
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, Interests, LossTerms, ModelConfig, RetrievalModel, TrainBatch
 
@@ -41,6 +41,15 @@ class TableModelConfig(ModelConfig, frozen=True, kw_only=True):
     """Standard deviation of ``item_init: normal``."""
     loss: LossConfig = LossConfig()
     """The retrieval loss."""
+
+
+class MultiInterestConfig(TableModelConfig, frozen=True, kw_only=True):
+    """Fields of every model with several interests."""
+
+    num_interests: Count = 4
+    """K, the most interests of a user."""
+    loss: MultiInterestLossConfig = MultiInterestLossConfig()
+    """The retrieval loss and its readout."""
 
 
 class TableModel(RetrievalModel):

@@ -11,20 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from gemirec.components.capsule import Routing, RoutingAxis, SharedMap, adaptive_mask
-from gemirec.components.losses import LossConfig
+from gemirec.components.losses import MultiInterestLossConfig
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, TrainBatch
-from gemirec.models.common import Count, PositiveFloat, TableModel, TableModelConfig, user_features
+from gemirec.models.common import Count, MultiInterestConfig, PositiveFloat, TableModel, user_features
 
 if TYPE_CHECKING:
     from gemirec.data.dataset import DataSpec
 
 
-class MINDConfig(TableModelConfig, frozen=True, kw_only=True):
+class MINDConfig(MultiInterestConfig, frozen=True, kw_only=True):
     """Fields of MIND."""
 
-    num_interests: Count = 4
-    """K, the most interests of a user."""
     adaptive: bool = True
     """Give a user ``max(1, min(K, floor(log2 length)))`` interests (paper); otherwise K (ComiRec's version)."""
     rounds: Count = 3
@@ -40,6 +38,8 @@ class MINDConfig(TableModelConfig, frozen=True, kw_only=True):
     """Draw new initial logits for each example in training, as the released code does; serving keeps the fixed ones."""
     map_bias: bool = False
     """Give the shared map a bias (ComiRec's version has one, seemingly by accident)."""
+    identity_map: bool = False
+    """Start the map at the identity plus the draws (ours): capsules then begin in the space of the items."""
     projection: Literal["none", "relu", "mlp"] = "none"
     """After routing: nothing; one ReLU layer (ComiRec's version, for books); or a ReLU layer of width
     ``hidden_factor x dim`` and a linear one (paper: ReLU layers, sizes not given)."""
@@ -49,7 +49,7 @@ class MINDConfig(TableModelConfig, frozen=True, kw_only=True):
     """Concatenate the user's profile to each capsule before the projection (paper)."""
     feature_dim: Count = 16
     """Width of each feature's embedding (inferred). Used with ``use_user_features``."""
-    loss: LossConfig = LossConfig(readout="label_aware", power=10.0)
+    loss: MultiInterestLossConfig = MultiInterestLossConfig(readout="label_aware", power=10.0)
     """The retrieval loss; label-aware attention with power 10 (inferred: larger was better in the paper)."""
 
 
@@ -66,7 +66,7 @@ class MIND(TableModel):
                 fix="set model.projection to relu or mlp",
             )
         super().__init__(config, spec)
-        self.votes = SharedMap(config.dim, config.map_bias)
+        self.votes = SharedMap(config.dim, config.map_bias, config.identity_map)
         self.routing = Routing(config.rounds, config.routing_axis)
         generator = torch.Generator().manual_seed(config.logit_seed)
         self.register_buffer("logit_KL", self._draw((config.num_interests, config.max_length), generator))
