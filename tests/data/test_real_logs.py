@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from data_support import plain_k_core
 
+from data_support import plain_k_core
 from gemirec.data.prepare import PrepareConfig, prepare
 
 
