@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gemirec.components.losses import LossConfig, RetrievalLoss, label_aware_weights, softmax_loss
+from gemirec.components.losses import (
+    LossConfig,
+    MultiInterestLossConfig,
+    RetrievalLoss,
+    label_aware_weights,
+    softmax_loss,
+)
 from gemirec.components.negatives import Negatives, Sampler
 from gemirec.config import from_dict
 from gemirec.errors import ConfigError
@@ -79,14 +85,16 @@ class Case:
         interest = self.interest[b] if mask is None else self.interest[b][mask]
         positive = self.table[self.target[b]]
         to_positive = interest @ positive
-        if config.readout == "hard":
+        readout = config.readout if isinstance(config, MultiInterestLossConfig) else "hard"
+        if readout == "hard":
             user = interest[to_positive.argmax()]
             scores = [self.table[i] @ user for i in ids]
             own = positive @ user
-        elif config.readout == "best":
+        elif readout == "best":
             scores = [max(interest @ self.table[i]) for i in ids]
             own = to_positive.max()
         else:
+            assert isinstance(config, MultiInterestLossConfig)
             power = np.sign(to_positive) * np.abs(to_positive) ** config.power
             a = np.exp(power - power.max())
             user = (a / a.sum()) @ interest
@@ -124,7 +132,7 @@ VARIANTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("readout", ["hard", "best", "label_aware"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_loss_equals_numpy(variant: dict[str, Any], readout: Any, masked: bool) -> None:
-    config = LossConfig(readout=readout, power=2.0, **variant)
+    config = MultiInterestLossConfig(readout=readout, power=2.0, **variant)
     case = Case()
     for weighted in (False, True):
         got = case.torch_loss(config, mask=masked, weight=weighted).item()
@@ -135,7 +143,7 @@ def test_loss_equals_numpy(variant: dict[str, Any], readout: Any, masked: bool) 
 def test_readouts_agree_for_one_interest(readout: Any) -> None:
     case = Case(num_interests=1)
     reference = case.torch_loss(LossConfig())
-    torch.testing.assert_close(case.torch_loss(LossConfig(readout=readout)), reference)
+    torch.testing.assert_close(case.torch_loss(MultiInterestLossConfig(readout=readout)), reference)
 
 
 def test_infonce_is_the_in_batch_softmax_of_cosines() -> None:
@@ -240,7 +248,7 @@ def test_large_scores_stay_finite(beta: float) -> None:
 @pytest.mark.parametrize("readout", ["hard", "best", "label_aware"])
 def test_bfloat16_autocast_computes_the_loss_in_float32(readout: Any) -> None:
     case = Case(1)
-    config = LossConfig(readout=readout, beta=0.5)
+    config = MultiInterestLossConfig(readout=readout, beta=0.5)
     outside = case.torch_loss(config)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = case.torch_loss(config)
@@ -276,14 +284,14 @@ def test_label_aware_power_runs_from_the_mean_to_the_argmax() -> None:
     assert label_aware_weights(interest, one, 0.0, mask)[0].tolist() == pytest.approx([0, 0.5, 0.5])
     case = Case(2)
     hard = case.torch_loss(LossConfig())
-    torch.testing.assert_close(case.torch_loss(LossConfig(readout="label_aware", power=100.0)), hard)
+    torch.testing.assert_close(case.torch_loss(MultiInterestLossConfig(readout="label_aware", power=100.0)), hard)
 
 
 def test_best_is_never_below_hard() -> None:
     """Each negative scored by its own best interest scores at least as high: the serving-like loss is the harder."""
     for seed in range(10):
         case = Case(seed)
-        assert case.torch_loss(LossConfig(readout="best")) >= case.torch_loss(LossConfig()) - 1e-6
+        assert case.torch_loss(MultiInterestLossConfig(readout="best")) >= case.torch_loss(LossConfig()) - 1e-6
 
 
 @pytest.mark.parametrize("bad", [{"temperature": 0}, {"num_negatives": 0}, {"beta": -1}, {"negatives": "all"}])
