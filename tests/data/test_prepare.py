@@ -94,6 +94,25 @@ def test_dataset_equals_the_dataframe_definition(rows: list[Event], duplicates: 
         assert by_users.users.filter(split="train")["user_id"].sort().to_list() == trained
 
 
+@pytest.mark.parametrize("duplicates", ["keep", "drop_exact", "keep_first", "keep_last"])
+@pytest.mark.parametrize("rule", ["none", "one_pass", "k_core"])
+def test_a_second_engine_runs_the_same_definition(duplicates: str, rule: str) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    config = PrepareConfig(duplicates=duplicates, filter=rule, min_item=10, min_user=8)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({name: rng.integers(0, high, 600) for name, high in (("user_id", 40), ("item_id", 30))})
+    frame = frame.with_columns(timestamp=rng.integers(0, 50, 600)).with_row_index("row")
+    crc = crc32(frame["user_id"])
+    frame = frame.with_columns(user_hash=pl.Series(mix(crc, 1, 0)), split_hash=pl.Series(mix(crc, 1, 1)))
+    columns = ["user", "position", "item", "timestamp", "split_rank"]
+    found = []
+    for native in (frame.lazy(), duckdb.from_arrow(frame.to_arrow())):
+        table = definition.reference(nw.from_native(native), config).select(columns).collect("polars").to_native()
+        found.append(table.cast(pl.Int64).sort(columns))
+    assert found[0].height > 100
+    assert found[0].equals(found[1])
+
+
 def big_log(users: int = 300, seed: int = 0) -> pl.DataFrame:
     """Distinct times, so that the content alone decides the order."""
     rng = np.random.default_rng(seed)

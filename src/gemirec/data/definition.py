@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import narwhals as nw
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from narwhals.typing import FrameT
 
     from gemirec.data.options import PrepareConfig
+
+    Persist = Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]
 
 
 def drop_nulls(frame: FrameT, columns: Sequence[str]) -> FrameT:
@@ -59,15 +61,29 @@ def one_pass(frame: nw.LazyFrame[Any], min_item: int, min_user: int) -> nw.LazyF
     return keep_frequent(keep_frequent(frame, "item_id", min_item), "user_id", min_user)
 
 
-def k_core(frame: nw.LazyFrame[Any], min_item: int, min_user: int) -> nw.LazyFrame[Any]:
-    """Repeat the one pass until nothing goes: every item and user that stays has enough of those that stay."""
+def k_core(frame: nw.LazyFrame[Any], min_item: int, min_user: int, persist: Persist | None = None) -> nw.LazyFrame[Any]:
+    """Repeat the one pass until nothing goes: every item and user that stays has enough of those that stay.
+
+    Args:
+        frame: The events.
+        min_item: Fewest events of an item.
+        min_user: Fewest events of a user.
+        persist: Keeps a round's result, so that the next does not compute it again (Spark: ``checkpoint``). Polars
+            frames are collected.
+    """
+    persist = persist or _persist
     events = -1
     while True:
-        frame = one_pass(frame, min_item, min_user).collect().lazy()
+        frame = persist(one_pass(frame, min_item, min_user))
         left = int(frame.select(nw.len()).collect().item())
         if left == events:
             return frame
         events = left
+
+
+def _persist(frame: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
+    """Collect polars frames; leave others to their engine."""
+    return frame.collect().lazy() if frame.implementation.is_polars() else frame
 
 
 def number_items(frame: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
@@ -95,8 +111,8 @@ def sequences(frame: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
     return numbered.with_columns(position=position.cast(nw.Int64) - 1)
 
 
-def reference(frame: nw.LazyFrame[Any], config: PrepareConfig) -> nw.LazyFrame[Any]:
-    """Run every step over the whole log; see :func:`sequences` for the result (columns kept: see there)."""
+def reference(frame: nw.LazyFrame[Any], config: PrepareConfig, persist: Persist | None = None) -> nw.LazyFrame[Any]:
+    """Run every step over the whole log; see :func:`sequences` for the result, :func:`k_core` for ``persist``."""
     columns = frame.collect_schema().names()
     frame = drop_nulls(frame, ["user_id", "item_id", "timestamp"])
     if config.events:
@@ -107,5 +123,5 @@ def reference(frame: nw.LazyFrame[Any], config: PrepareConfig) -> nw.LazyFrame[A
     if config.filter == "one_pass":
         frame = one_pass(frame, config.min_item, config.min_user)
     elif config.filter == "k_core":
-        frame = k_core(frame, config.min_item, config.min_user)
+        frame = k_core(frame, config.min_item, config.min_user, persist)
     return sequences(frame)
