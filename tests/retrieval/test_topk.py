@@ -112,6 +112,31 @@ def test_bits_do_not_depend_on_batch_or_tiles(monkeypatch: pytest.MonkeyPatch) -
         assert torch.equal(torch.cat([score for _, score in parts]), score_QK)
 
 
+@pytest.mark.parametrize("item_chunk", [40, 333, 1000])
+def test_scores_a_rounding_apart_are_ordered_exactly(item_chunk: int) -> None:
+    """One vector, its coordinates moved by a last bit: the product's rounding is larger than the differences."""
+    query_QD, item_ND = sample(11, 6, 1000, 64, tied=False)
+    bits_ND = item_ND[:1].view(torch.int32) + torch.randint(
+        0, 2, (1000, 64), generator=torch.Generator().manual_seed(2)
+    )
+    item_ND = bits_ND.to(torch.int32).view(torch.float32)
+    position_QK, score_QK = exact_topk(query_QD, item_ND, 25, item_chunk=item_chunk)
+    positions, scores = brute(query_QD, item_ND, 25)
+    assert score_QK.tolist() == scores
+    assert position_QK.tolist() == positions
+    assert len({score for row in scores for score in row}) > len(scores)  # neither all equal nor all apart
+
+
+def test_the_accelerator_path_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branches that other devices take (torch's product, sort and top-k), run here on the CPU."""
+    query_QD, item_ND = sample(12, 50, 4000, 64, tied=False)
+    expected = exact_topk(query_QD, item_ND, 30, item_chunk=1100)
+    monkeypatch.setattr(topk, "_on_cpu", lambda tensor: False)
+    found = exact_topk(query_QD, item_ND, 30, item_chunk=1100)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
 def test_equal_vectors_tie_wherever_they_lie() -> None:
     """One vector at many places: the product may round them apart, the canonical score must not."""
     query_QD, item_ND = sample(6, 20, 3001, 64, tied=False)

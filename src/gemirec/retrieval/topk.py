@@ -34,7 +34,8 @@ _TILE_SCORES = {"cpu": 2**22, "cuda": 2**28}
 """Scores held at once: on a CPU they should stay near the cache between the product and its reading."""
 _TILE_ITEMS = {"cpu": 16_384, "cuda": 2**20}
 """Items of a tile when there are queries enough to fill it; with fewer, a tile is wider."""
-_RESCORE = {"cpu": 2**15, "cuda": 2**22}
+_RESCORE = {"cpu": 2**12, "cuda": 2**22}
+"""Candidate pairs scored at once."""
 
 
 def exact_topk(
@@ -99,7 +100,11 @@ def canonical_score(query_PD: Tensor, item_PD: Tensor) -> Tensor:
         >>> canonical_score(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0, 1.0]])).item()
         6.0
     """
-    product_PD = query_PD * item_PD
+    return _sum_pairwise(query_PD * item_PD)
+
+
+def _sum_pairwise(product_PD: Tensor) -> Tensor:
+    """Sum each row, head plus tail, half by half; the argument is used up."""
     width = product_PD.shape[1]
     while width > 1:
         half = (width + 1) // 2
@@ -117,7 +122,7 @@ def sort_key(score: Tensor, low: Tensor) -> Tensor:
 
 def sort_rows(key: Tensor) -> Tensor:
     """Sort the last axis of int64 keys; NumPy's vectorised sort is ten times torch's on a CPU."""
-    if key.device.type == "cpu":
+    if _on_cpu(key):
         return torch.from_numpy(np.sort(key.numpy(), axis=-1))
     return torch.sort(key, dim=-1).values
 
@@ -129,6 +134,11 @@ def _decode(key: Tensor) -> tuple[Tensor, Tensor]:
     score = (ascending ^ ((ascending >> 31) & 0x7FFF_FFFF)).view(torch.float32)
     empty = key == _EMPTY
     return low.masked_fill(empty, -1), score.masked_fill(empty, float("-inf"))
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    """Whether NumPy can work on the tensor's memory."""
+    return tensor.device.type == "cpu"
 
 
 def _check(query_QD: Tensor, item_ND: Tensor, k: int) -> None:
@@ -232,7 +242,7 @@ def _product(query_QD: Tensor, tile_WD: Tensor, block: int, buffer: Tensor) -> T
     padded = -(-width // block) * block
     score_QW = buffer[: queries * padded].view(queries, padded)
     score_QW[:, width:] = float("-inf")
-    if query_QD.device.type == "cpu":  # NumPy's BLAS: up to twice torch's at D = 64 on this size of tile
+    if _on_cpu(query_QD):  # NumPy's BLAS: up to twice torch's at D = 64 on this size of tile
         np.matmul(query_QD.numpy(), tile_WD.numpy().T, out=score_QW.numpy()[:, :width])
     else:
         with torch.autocast(query_QD.device.type, enabled=False):
@@ -245,7 +255,7 @@ def _kth_largest(value_QJ: Tensor, k: int) -> Tensor:
     blocks = value_QJ.shape[1]
     if blocks < k:
         return torch.full_like(value_QJ[:, 0], float("-inf"))
-    if value_QJ.device.type == "cpu":
+    if _on_cpu(value_QJ):
         return torch.from_numpy(np.partition(value_QJ.numpy(), blocks - k, axis=1)[:, blocks - k])
     return torch.topk(value_QJ, k, dim=1, sorted=True).values[:, -1]
 
@@ -253,10 +263,11 @@ def _kth_largest(value_QJ: Tensor, k: int) -> Tensor:
 def _rescore(query_QD: Tensor, tile_WD: Tensor, row_C: Tensor, column_C: Tensor) -> Tensor:
     """Return the canonical scores of the candidate pairs."""
     step = _RESCORE.get(query_QD.device.type, 2**20)
-    parts = [
-        canonical_score(query_QD[row_C[i : i + step]], tile_WD[column_C[i : i + step]])
-        for i in range(0, len(row_C), step)
-    ]
+    parts = []
+    for first in range(0, len(row_C), step):
+        product_PD = tile_WD.index_select(0, column_C[first : first + step])
+        product_PD *= query_QD.index_select(0, row_C[first : first + step])
+        parts.append(_sum_pairwise(product_PD))
     return torch.cat(parts) if parts else query_QD.new_empty(0)
 
 
