@@ -231,9 +231,8 @@ def make_sampler(config: LossConfig, train_count_N: Any) -> Sampler:
         train_count_N: ``[N + 1]`` array of training events per item, entry 0 for padding.
     """
     count_N = torch.from_numpy(np.array(train_count_N, dtype=np.int64))
-    target = Popularity(count_N, 1.0)
     if config.negatives == "in_batch":
-        return InBatch(target)
+        return InBatch(Popularity(count_N, 1.0))
     kind = config.mixed_with if config.negatives == "mixed" else config.negatives
     proposal: Proposal
     if kind == "uniform":
@@ -243,7 +242,7 @@ def make_sampler(config: LossConfig, train_count_N: Any) -> Sampler:
     else:
         proposal = Popularity(count_N, config.alpha)
     sampled = Sampled(proposal, config.num_negatives, config.unique)
-    return Mixed(target, sampled) if config.negatives == "mixed" else sampled
+    return Mixed(Popularity(count_N, 1.0), sampled) if config.negatives == "mixed" else sampled
 
 
 def _first_occurrences(ids: Tensor) -> Tensor:
