@@ -129,7 +129,7 @@ class Bare:
         """Forward."""
         inner, bias, outer, position_LD = self.dense
         item_BLD = F.embedding(item_BL, self.table, padding_idx=0, sparse=self.rows)
-        hidden_BLA = torch.tanh(F.linear(item_BLD + position_LD, inner, bias))
+        hidden_BLA = torch.sigmoid(F.linear(item_BLD + position_LD, inner, bias))  # as ours: see SelfAttention
         logit_BKL = F.linear(hidden_BLA, outer).transpose(1, 2).masked_fill((item_BL == 0)[:, None], -1e9)
         interest_BKD = torch.softmax(logit_BKL, dim=2) @ item_BLD
         negative_S = torch.randint(1, self.items + 1, (NEGATIVES,))
@@ -161,13 +161,11 @@ class Bare:
         grad_RD = torch.zeros(len(row_R), DIM).index_add_(0, place_E, self.table.grad._values())
         self.steps += 1
         tables = (self.table, self.first_ND, self.second_ND)
-        weight_RD, first_RD, second_RD = (part_ND[row_R] for part_ND in tables)
-        first_RD.lerp_(grad_RD, 0.1)
-        second_RD.mul_(0.999).addcmul_(grad_RD, grad_RD, value=0.001)
-        t = float(self.steps)
-        weight_RD.addcdiv_(first_RD, (second_RD / (1 - 0.999**t)).sqrt_().add_(1e-8), value=-1e-3 / (1 - 0.9**t))
-        for part_ND, part_RD in zip(tables, (weight_RD, first_RD, second_RD), strict=True):
-            part_ND[row_R] = part_RD
+        rows = [F.embedding(row_R, part_ND) for part_ND in tables]
+        betas = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        torch._fused_adam_([rows[0]], [grad_RD], [rows[1]], [rows[2]], [], [self.steps], lr=1e-3, **betas)  # type: ignore[call-overload]
+        for part_ND, part_RD in zip(tables, rows, strict=True):
+            part_ND.index_copy_(0, row_R, part_RD)
 
 
 def alternate(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
