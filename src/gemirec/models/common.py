@@ -6,6 +6,7 @@ Axes: B batch, L history length, K interests, D embedding, N items, P width of t
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -124,8 +125,6 @@ def widen(histories: Histories, max_length: int) -> Histories:
     Raises:
         ConfigError: They are wider than that already.
     """
-    from dataclasses import replace
-
     length = histories.item_BL.shape[1]
     if length == max_length:
         return histories
