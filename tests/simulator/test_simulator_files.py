@@ -24,7 +24,15 @@ from gemirec.data.simulator.catalogue import build_catalogue
 from gemirec.data.simulator.chunk import BIRTH, NO_BIRTH, PRECURSOR, draw_chunk
 from gemirec.errors import ArtifactError, ConfigError, StorageError
 
-TINY = SimulatorConfig(num_users=300, num_items=400, num_super_clusters=4, clusters_per_super=3, mean_events=12.0)
+TINY = SimulatorConfig(
+    num_users=300,
+    num_items=400,
+    num_super_clusters=4,
+    clusters_per_super=3,
+    interests_min=2,
+    interests_max=4,
+    mean_events=12.0,
+)
 FILES = ["interactions", "items", "truth_events", "truth_items", "truth_users", "users"]
 
 

@@ -12,7 +12,9 @@ import pytest
 from gemirec.data.simulator import SimulatedLog, SimulatorConfig, simulate
 from gemirec.data.simulator.catalogue import cluster_name, super_name
 
-SMALL = SimulatorConfig(num_users=3_000, num_items=900, num_super_clusters=6, seed=4)
+SMALL = SimulatorConfig(
+    num_users=3_000, num_items=900, num_super_clusters=6, clusters_per_super=5, interests_min=2, interests_max=4, seed=4
+)
 
 
 @dataclass

@@ -11,12 +11,15 @@ from gemirec.errors import ConfigError
 class SimulatorConfig(Config, frozen=True, kw_only=True):
     """Size and shape of a simulated log. The default is a log for demos: about 175,000 events.
 
+    Its users have several interests, and its catalogue has more clusters than a vector of usual width has axes, so that
+    one vector per user is not enough; every item has enough events to be learnt.
+
     Raises:
         ConfigError: A value is out of its range, or two contradict each other.
 
     Example:
         >>> SimulatorConfig(num_users=100).num_clusters
-        60
+        120
         >>> SimulatorConfig(noise=1.5)
         Traceback (most recent call last):
         gemirec.errors.ConfigError: noise must be a chance
@@ -37,7 +40,7 @@ class SimulatorConfig(Config, frozen=True, kw_only=True):
 
     num_super_clusters: int = 12
     """Super-clusters; each is a category."""
-    clusters_per_super: int = 5
+    clusters_per_super: int = 10
     """Clusters inside each super-cluster; each is a subcategory and a possible interest."""
     precursors_per_cluster: int = 2
     """Items that announce the birth of each cluster."""
@@ -64,9 +67,9 @@ class SimulatorConfig(Config, frozen=True, kw_only=True):
     """Most events of a user."""
     activity_skew: float = 0.6
     """Standard deviation of the logarithm of a user's number of events."""
-    interests_min: int = 2
+    interests_min: int = 3
     """Fewest interests of a user, births not counted."""
-    interests_max: int = 4
+    interests_max: int = 5
     """Most interests of a user, births not counted."""
     interest_concentration: float = 3.0
     """Dirichlet concentration of the interests' weights; large makes them equal."""
