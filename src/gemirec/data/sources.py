@@ -111,7 +111,7 @@ def open_log(
     if not isinstance(source, (str, Path, list, tuple)):
         frame = in_memory(source)
         names = _resolve(frame.collect_schema().names(), columns, need, "the table")
-        height = frame.collect().height if isinstance(source, pl.DataFrame) else None
+        height = source.height if isinstance(source, pl.DataFrame) else None
         return Log("table", frame, names, rows=height, parquet=())
     files = list_files(source)
     kind = file_format(files, format)
