@@ -60,7 +60,7 @@ choose_installer() { # uv installs the set in seconds; pip where uv cannot be ha
     return
   fi
   if [ -x "$VENV/bin/uv" ] || $install uv; then
-    install="$VENV/bin/uv pip install --quiet --python $VENV/bin/python"
+    install="$VENV/bin/uv pip install --quiet --compile-bytecode --python $VENV/bin/python"
     uv=yes
   else
     say "uv could not be installed; going on with pip"
