@@ -313,6 +313,8 @@ def test_target_exists(tmp_path: Path) -> None:
 def test_settings_that_no_log_satisfies(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         PrepareConfig(**values)
+    with pytest.raises(ConfigError, match="two roles"):
+        Columns(item="user_id")
 
 
 def test_more_shards_than_users(tmp_path: Path) -> None:

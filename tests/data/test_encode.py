@@ -59,6 +59,8 @@ def test_whole_floats_are_integers_fractions_are_not() -> None:
     assert coder.finish(codes).to_list() == [1, 2, 3]
     with pytest.raises(DataError, match=r"must be integers or strings\n  got: 1.5"):
         IdCoder("user_id").add(pl.Series([1.0, 1.5]))
+    with pytest.raises(DataError, match=r"must be integers or strings\n  got: 1e\+18"):
+        IdCoder("user_id").add(pl.Series([1e18]))
     with pytest.raises(DataError, match="must be integers or strings"):
         IdCoder("user_id").add(pl.Series([2**64 - 1], dtype=pl.UInt64))
     with pytest.raises(DataError, match="neither integers nor strings"):

@@ -116,6 +116,19 @@ def test_leading_zeros_make_ids_text(tmp_path: Path) -> None:
     assert open_log(path, text_ids=True).frame.collect()["item_id"].to_list() == ["1", "2"]
 
 
+def test_long_numbers_are_text_not_fractions(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\n12345678901234567891,1.0,1.5\n12345678901234567892,2,2\n")
+    assert read(path).rows() == [("12345678901234567891", "1.0", 1.5), ("12345678901234567892", "2", 2.0)]
+
+
+def test_a_file_without_names_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("1,2,3\n4,5,6\n")
+    with pytest.raises(DataError, match="first line looks like data"):
+        scan(path)
+
+
 def test_semicolons_divide_where_there_is_no_comma(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("user_id;item_id;timestamp\n1;2;3\n")
@@ -192,8 +205,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         scan(str(tmp_path / "*.parquet"))
     with pytest.raises(DataError, match="no file to read"):
         scan(tmp_path)
-    with pytest.raises(DataError, match="a path or a table is needed"):
-        scan(42)
+    for thing in (42, [{"user_id": 1}]):
+        with pytest.raises(DataError, match="a path or a table is needed"):
+            scan(thing)
     (tmp_path / "log.xyz").touch()
     with pytest.raises(DataError, match="not known by its ending"):
         scan(tmp_path / "log.xyz")

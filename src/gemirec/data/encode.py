@@ -84,7 +84,9 @@ class IdCoder:
     def _whole(self, ids: pl.Series) -> pl.Series:
         """Return ids as int64."""
         whole = ids.cast(pl.Int64, strict=False)
-        wrong = whole.is_null() if ids.dtype.is_integer() else (whole.is_null() | (whole.cast(ids.dtype) != ids))
+        wrong = whole.is_null()
+        if not ids.dtype.is_integer():  # beyond 2^53 floats stand for several integers each
+            wrong |= (whole.cast(ids.dtype) != ids) | (whole.abs() > 2**53)
         if wrong.any():
             raise DataError(
                 f"the ids of {self.column!r} must be integers or strings",

@@ -127,26 +127,30 @@ def _read_error(error: BaseException, where: object) -> DataError:
     return DataError("a file could not be read", got=f"{where}: {text}", fix=fix)
 
 
-def open_text(files: list[Path], kind: FileFormat, wanted: set[str], text_ids: set[str]) -> pl.LazyFrame:
+def open_text(
+    files: list[Path], kind: FileFormat, wanted: set[str], ids: set[str], *, text_ids: bool = False
+) -> pl.LazyFrame:
     """Open text files lazily.
 
     Args:
         files: Files of one format.
         kind: ``csv``, ``tsv``, ``jsonl``, ``inter`` or ``comirec``.
         wanted: Columns whose type matters; the others are read as text. Empty: all.
-        text_ids: Columns that are read as text whatever they hold.
+        ids: Columns of ids: integers or text, never fractions, in which long numbers would run together.
+        text_ids: Read the ids as text whatever they hold.
     """
     if kind == "jsonl":
-        overrides = dict.fromkeys(text_ids, pl.String())
+        overrides = dict.fromkeys(ids if text_ids else (), pl.String())
         return pl.scan_ndjson(files, infer_schema_length=_SAMPLE_ROWS, schema_overrides=overrides or None)
     if kind == "comirec":
-        return _open_comirec(files, text_ids)
+        return _open_comirec(files, text_ids=text_ids)
     separator = "\t" if kind in ("tsv", "inter") else _separator(files[0])
     options: dict[str, Any] = {"separator": separator, "quote_char": None if kind == "inter" else '"'}
     sample = pl.read_csv(files[0], infer_schema=False, n_rows=_SAMPLE_ROWS, **options)
     names = {name: name.split(":")[0] if kind == "inter" else name for name in sample.columns}
-    as_text = {name for name, short in names.items() if short in text_ids}
-    schema = {name: _text_dtype(sample[name], name in as_text) for name in sample.columns}
+    schema: dict[str, pl.DataType] = {}
+    for name, short in names.items():
+        schema[name] = _id_dtype(sample[name], text_ids) if short in ids else _text_dtype(sample[name])
     if wanted:
         schema = {name: dtype if names[name] in wanted else pl.String() for name, dtype in schema.items()}
     frame = pl.scan_csv(files, schema_overrides=schema, infer_schema=False, low_memory=True, **options)
@@ -163,10 +167,16 @@ def _separator(path: Path) -> str:
     return "," if b"," in line else next((sign for sign in ("\t", ";", "|") if sign.encode() in line), ",")
 
 
-def _text_dtype(sample: pl.Series, as_text: bool) -> pl.DataType:
+def _id_dtype(sample: pl.Series, as_text: bool) -> pl.DataType:
+    """Return the type of an id column: integers if its first rows are such, text otherwise."""
+    dtype = _text_dtype(sample)
+    return pl.String() if as_text or dtype.is_float() else dtype
+
+
+def _text_dtype(sample: pl.Series) -> pl.DataType:
     """Return the type of a text column by its first rows; ``007`` is text, because 7 would be another id."""
     values = sample.drop_nulls()
-    if as_text or not len(values):
+    if not len(values):
         return pl.String()
     if values.str.contains(_INTEGER).all():
         return pl.Int64()
@@ -176,7 +186,7 @@ def _text_dtype(sample: pl.Series, as_text: bool) -> pl.DataType:
     return pl.String()
 
 
-def _open_comirec(files: list[Path], text_ids: set[str]) -> pl.LazyFrame:
+def _open_comirec(files: list[Path], *, text_ids: bool) -> pl.LazyFrame:
     """Open ComiRec's ``user,item,rank[,timestamp]`` lines; files named ``..._train|valid|test`` give the split."""
     frames = []
     parts = [re.search(r"(train|valid|test)$", path.stem) for path in files]
@@ -189,7 +199,8 @@ def _open_comirec(files: list[Path], text_ids: set[str]) -> pl.LazyFrame:
                 fix="name another format, for example format=csv",
             )
         names = ["user_id", "item_id", "rank", "timestamp"][: sample.width]
-        types = [_text_dtype(sample[old], new in text_ids) for old, new in zip(sample.columns, names, strict=True)]
+        series = [sample[column] for column in sample.columns]
+        types = [_id_dtype(column, text_ids) for column in series[:2]] + [_text_dtype(column) for column in series[2:]]
         frame = pl.scan_csv(path, has_header=False, schema=dict(zip(names, types, strict=True)), low_memory=True)
         if sample.width == 3:
             frame = frame.rename({"rank": "timestamp"})

@@ -26,6 +26,12 @@ class Columns(Config, frozen=True, kw_only=True):
     split: str | None = "split"
     """The user's own split (train, valid, test): where the log has this column, it wins over ``split``."""
 
+    def __post_init__(self) -> None:
+        """Refuse one column in two roles."""
+        named = [name for name in (self.user, self.item, self.timestamp, self.event, self.split) if name]
+        if len(set(named)) < len(named):
+            raise ConfigError("one column is named for two roles", got=named, fix="give every role a column of its own")
+
 
 class PrepareConfig(Config, frozen=True, kw_only=True):
     """How a log becomes a dataset. The defaults are ComiRec's protocol (METHODS 6.1)."""

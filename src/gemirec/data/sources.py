@@ -108,7 +108,7 @@ def open_log(
 ) -> Log:
     """Open a log; see :func:`scan`. ``text_ids`` reads ids of text files as text; ``need`` lists required extras."""
     columns = columns or Columns()
-    if not isinstance(source, (str, Path, list, tuple)):
+    if not _are_paths(source):
         frame = in_memory(source)
         names = _resolve(frame.collect_schema().names(), columns, need, "the table")
         height = source.height if isinstance(source, pl.DataFrame) else None
@@ -122,7 +122,7 @@ def open_log(
         if kind == "parquet":
             return _open_parquet(name, files, columns, need)
         wanted = {value for value in (columns.user, columns.item, columns.timestamp, columns.weight) if value}
-        frame = open_text(files, kind, wanted, {columns.user, columns.item} if text_ids else set())
+        frame = open_text(files, kind, wanted, {columns.user, columns.item}, text_ids=text_ids)
         names = _resolve(frame.collect_schema().names(), columns, need, files[0])
     return Log(name, frame, names, rows=None, parquet=())
 
@@ -146,6 +146,13 @@ def _open_parquet(name: str, files: list[Path], columns: Columns, need: Sequence
                     fix="write the files with one schema",
                 )
     return Log(name, pl.scan_parquet(files, low_memory=True), names, rows=rows, parquet=files)
+
+
+def _are_paths(source: Any) -> bool:
+    """Tell paths from tables."""
+    if isinstance(source, (list, tuple)):
+        return all(isinstance(entry, (str, Path)) for entry in source)
+    return isinstance(source, (str, Path))
 
 
 def _family(dtype: pa.DataType) -> str:
@@ -231,6 +238,8 @@ def _missing(new: str, old: str, have: list[str], where: object) -> DataError:
     fix = f"{guess}set columns.{key}={example}"
     if new == "timestamp":
         fix += ", or columns.timestamp=null to take the order of the rows"
+    if all(name.replace(".", "").isdigit() for name in have):
+        fix = "the first line looks like data: write a line of names above it, or set format=comirec for user,item,rank"
     return DataError(f"the log has no column {old!r}", got=f"{where} with columns {', '.join(have)}", fix=fix)
 
 
@@ -253,13 +262,15 @@ def read_table(source: Any, *, format: Format = "auto", what: str = "item table"
     Raises:
         DataError: The table cannot be read or is empty.
     """
-    if not isinstance(source, (str, Path, list, tuple)):
+    if not _are_paths(source):
         table = in_memory(source).collect()
     else:
         files = list_files(source)
         kind: FileFormat = file_format(files, format)
         with translate_read_errors(files[0]):
-            frame = pl.scan_parquet(files) if kind == "parquet" else open_text(files, kind, set(), set())
+            frame = (
+                pl.scan_parquet(files) if kind == "parquet" else open_text(files, kind, set(), {"user_id", "item_id"})
+            )
             table = frame.collect()
     if not table.height:
         raise DataError(
