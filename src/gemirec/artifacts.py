@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -30,6 +31,7 @@ def _storage_error(error: OSError, path: Path) -> StorageError:
     """Translate an operating-system error into one that says what to do."""
     fixes = {
         errno.ENOSPC: "free some disk space, or choose a folder on another disk, and run the same command again",
+        errno.EFBIG: "the file system or a limit (ulimit -f) allows no file of this size: choose another folder",
         errno.EDQUOT: "your disk quota is used up: free space, or choose another folder",
         errno.EACCES: "give yourself the rights to this path, or choose another one",
         errno.EPERM: "give yourself the rights to this path, or choose another one",
@@ -138,11 +140,22 @@ def read_json(path: str | Path) -> Any:
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as a safetensors file, atomically."""
+    """Write named tensors as a safetensors file, atomically.
+
+    Raises:
+        StorageError: The disk refuses: full, read-only, no rights.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_file(path) as tmp:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, tmp, metadata)
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, tmp, metadata)
+        except SafetensorError as error:  # it wraps the operating system's error into text
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise _storage_error(OSError(int(code[1]), os.strerror(int(code[1]))), Path(path)) from error
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

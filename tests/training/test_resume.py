@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import random
+import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +20,13 @@ import pytest
 import torch
 
 import support_training
-from gemirec.artifacts import load_tensors
+from gemirec.artifacts import load_tensors, save_tensors
+from gemirec.config import TrainingConfig
 from gemirec.errors import ArtifactError, StorageError, TrainingError
+from gemirec.models.catalog import MODELS
+from gemirec.training import checkpoint, loop, session
 from gemirec.training.checkpoint import Checkpoints, Which
+from gemirec.training.loop import train
 from gemirec.training.tracking import Tracker, read_metrics
 from support_training import TWO_STAGES, fit_tiny, train_and_die
 
@@ -97,7 +106,7 @@ def test_killed_again_and_again_at_random_moments(planted: Dataset, tmp_path: Pa
     training = {**TRAINING, "steps": 90, "checkpoint_every": 1}
     fit_tiny(planted, tmp_path / "whole", stages=TWO_STAGES, **training)
     rng, run, kills = random.Random(time.time_ns()), tmp_path / "run", 0
-    for _ in range(60):
+    for _ in range(12):
         started = last_of(run)
         child = spawn(context, planted, run, None, training)
         while child.is_alive() and last_of(run) == started:
@@ -121,6 +130,84 @@ def test_resuming_a_finished_run_gives_its_best_model(planted: Dataset, whole: P
     assert result.steps == 60
     assert not result.model.started
     assert_equal_runs(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "popularity"])
+def test_every_model_resumes_bit_equal(
+    name: str, planted: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that hid random or step state of its own would part from the uninterrupted run here."""
+    config = TrainingConfig(steps=8, batch_size=16, eval_every=4, checkpoint_every=2, log_every=1)
+    loss = {"num_negatives": 20} | ({"negatives": "popularity"} if name == "sasrec" else {})
+
+    def run(out: Path, *, resume: bool = False) -> None:
+        train(name, planted, model_config={"dim": 8, "loss": loss}, training=config, out=out, resume=resume)
+
+    run(tmp_path / "whole")
+    apply_gradients, calls = session.apply_gradients, iter(range(100))
+
+    def interrupted(*arguments: Any) -> None:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        apply_gradients(*arguments)
+
+    monkeypatch.setattr(loop, "apply_gradients", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    run(tmp_path / "cut", resume=True)
+    assert_equal_runs(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_and_resumes(
+    planted: Dataset, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        if "step-00000028" in str(path) and path.name.startswith("optimizer"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save_tensors(path, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_tensors", full)
+        with pytest.raises(StorageError, match="could not be") as caught:
+            fit_tiny(planted, tmp_path / "run", stages=TWO_STAGES, **TRAINING)
+    assert "free some disk space" in caught.value.fix
+    names = {entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"index.json", "step-00000021"}
+    fit_tiny(planted, tmp_path / "run", stages=TWO_STAGES, resume=True, **TRAINING)
+    assert_equal_runs(tmp_path / "run", whole)
+
+
+def test_a_tensor_file_that_the_disk_refuses_is_a_storage_error(tmp_path: Path) -> None:
+    """The safetensors library reports the system's error in its own type; a file size limit provokes one."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(StorageError):
+            save_tensors(tmp_path / "big.safetensors", {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_agree_and_see_other_windows(planted: Dataset, tmp_path: Path) -> None:
+    """Sparse gradients are averaged over two CPU processes: both end with the same weights, unlike one process's."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path; import os; from support_training import fit_tiny\n"
+        "from gemirec.artifacts import save_tensors; from gemirec.data.dataset import Dataset\n"
+        "result = fit_tiny(Dataset.open(sys.argv[1]), Path(sys.argv[2]) / 'run')\n"
+        "save_tensors(Path(sys.argv[2]) / os.environ['RANK'], dict(result.model.state_dict()))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(support_training.__file__).parent), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(script), str(planted.path), str(tmp_path)], check=True, env=environment)
+    first, second = load_tensors(tmp_path / "0"), load_tensors(tmp_path / "1")
+    alone = fit_tiny(planted, tmp_path / "alone").model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["items.weight"], alone["items.weight"])
+    state = json.loads((Checkpoints(tmp_path / "run").folder("last") / "state.json").read_text())
+    assert state["examples"] == 2 * 30 * 16
 
 
 def test_resume_of_nothing_starts_afresh(planted: Dataset, tmp_path: Path, whole: Path) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 Initialisation = Literal["glorot_uniform", "kaiming_normal", "normal"]
 
 
-class ItemTable(nn.Module):
+class ItemTable(nn.Embedding):
     """A table of item vectors whose gradient can be sparse, so that a step's cost does not grow with the catalogue.
 
     Args:
@@ -25,15 +25,11 @@ class ItemTable(nn.Module):
             with ``std``.
         std: Standard deviation of ``normal``.
 
-    The padding row is zero and receives no gradient.
+    The padding row is zero and receives no gradient. It is an ``nn.Embedding`` because DistributedDataParallel knows
+    by that, and by ``sparse``, to exchange sparse gradients; the trainer sets ``sparse`` to fit the optimiser.
     """
 
     def __init__(self, num_items: int, dim: int, init: Initialisation = "glorot_uniform", std: float = 0.02) -> None:
-        super().__init__()
-        self.num_items = num_items
-        self.dim = dim
-        self.sparse = False
-        """Whether lookups give sparse gradients; set by the trainer to fit the optimiser."""
         weight_ND = torch.empty(num_items + 1, dim)
         if init == "glorot_uniform":
             nn.init.xavier_uniform_(weight_ND)
@@ -42,7 +38,9 @@ class ItemTable(nn.Module):
         else:
             nn.init.normal_(weight_ND, std=std)
         weight_ND[0] = 0
-        self.weight = nn.Parameter(weight_ND)
+        super().__init__(num_items + 1, dim, padding_idx=0, _weight=weight_ND)
+        self.num_items = num_items
+        self.dim = dim
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """Look up ``item_ids`` ``[...]``; returns ``[..., D]``."""

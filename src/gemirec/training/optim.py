@@ -180,10 +180,9 @@ class RowwiseAdagrad(_RowOptimizer):
 
 def item_tables(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weights of every :class:`~gemirec.components.embedding.ItemTable` in ``model``, by parameter name."""
+    tables = [(name, module.weight) for name, module in model.named_modules() if isinstance(module, ItemTable)]
     return {
-        f"{name}.weight" if name else "weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, ItemTable)
+        f"{name}.weight" if name else "weight": weight for name, weight in tables if isinstance(weight, nn.Parameter)
     }
 
 

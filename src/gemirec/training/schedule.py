@@ -34,8 +34,8 @@ def derive_seed(seed: int, step: int, purpose: int, rank: int = 0) -> int:
         >>> len({derive_seed(1, step, purpose) for step in range(100) for purpose in range(4)})
         400
     """
-    value = seed & _MASK
-    for part in (step, purpose, rank):
+    value = 0
+    for part in (seed, step, purpose, rank):  # one round each: seed 1 at step 2 is not seed 2 at step 1
         value = (value ^ part) + 0x9E3779B97F4A7C15 & _MASK
         value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
         value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK

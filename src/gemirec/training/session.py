@@ -136,7 +136,8 @@ def new_accelerator(precision: str) -> Accelerator:
     # Accelerate keeps the first precision of the process for ever; a library may train twice.
     AcceleratorState._reset_state(reset_partial_state=False)
     try:
-        return Accelerator(mixed_precision=precision)
+        # Without cpu=True, Accelerate overlooks torchrun's processes on a machine without an accelerator.
+        return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
     except ValueError as error:
         raise ConfigError(
             "training.precision is not possible here", got=f"{precision}: {error}", fix="set training.precision=no"
