@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 
+import gemirec
 from gemirec.cli import app
 
 VERBS = ("prepare", "simulate", "train", "evaluate", "recommend", "demo", "doctor")
@@ -21,6 +24,12 @@ def examples(verb: str) -> list[list[str]]:
     joined = text.replace("\\\n", " ")
     lines = [line.strip() for line in joined.splitlines() if line.strip().startswith("gemirec ")]
     return [shlex.split(line.partition(" > ")[0], comments=True)[1:] for line in lines]
+
+
+def test_the_installed_script_answers() -> None:
+    script = Path(sys.executable).with_name("gemirec")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == gemirec.__version__
 
 
 def test_the_verbs_are_these() -> None:
