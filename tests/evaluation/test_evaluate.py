@@ -170,7 +170,7 @@ def test_a_collapsed_model_is_not_rewarded(planted: Dataset) -> None:
 
 
 def test_a_tie_at_the_end_of_the_list_is_seen(planted: Dataset) -> None:
-    """Items 2 and 3, 4 and 5, ... share their scores; a list of four ends between 4 and 5."""
+    """Items 2 and 3, 4 and 5, ... share their scores; lists of even length end inside a pair."""
 
     class Pairs(FakeModel):
         def item_vectors(self, item_ids: torch.Tensor | None = None) -> torch.Tensor:
@@ -179,14 +179,14 @@ def test_a_tie_at_the_end_of_the_list_is_seen(planted: Dataset) -> None:
         def interests(self, histories: Histories) -> Interests:
             return Interests(torch.ones(len(histories.item_BL), 1, 1), torch.ones(len(histories.item_BL), 1).bool())
 
-    users = evaluate(Pairs(planted.spec()), planted, EvaluationConfig(top_n=(4,))).users
-    assert users["items"][0].to_list() == [f"item-{i}" for i in (1, 2, 3, 4)]
-    expected = []
-    for window in evaluation_batches(planted, "test", batch_size=1, max_length=10):
-        targets = set(window.target_E.tolist())
-        expected.append((len(targets & {1, 2, 3}) + ({4, 5} <= targets)) / len(targets))
-    assert users["recall@4"].to_list() == expected
-    assert any(expected)
+    for n in range(4, 44, 4):
+        users = evaluate(Pairs(planted.spec()), planted, EvaluationConfig(top_n=(n,), bootstrap=0)).users
+        assert users["items"][0].to_list() == [f"item-{i}" for i in range(1, n + 1)]
+        expected = []
+        for window in evaluation_batches(planted, "test", batch_size=1, max_length=10):
+            targets = set(window.target_E.tolist())
+            expected.append((len(targets & set(range(1, n))) + ({n, n + 1} <= targets)) / len(targets))
+        assert users[f"recall@{n}"].to_list() == expected
 
 
 def test_the_model_is_left_as_it_was(planted: Dataset) -> None:
