@@ -126,7 +126,15 @@ def test_training_goes_on_after_an_interruption(home: Path, tmp_path: Path) -> N
 
 def test_the_demo_on_a_log_and_again(home: Path, tmp_path: Path) -> None:
     """Items and users beside the log are found; a second run replaces the first; strangers' folders are left alone."""
-    words = ["demo", "--log", home / "log/interactions.parquet", "--out", "demo", "--set", "training.steps=15"]
+    words: list[str | Path] = [
+        "demo",
+        "--log",
+        home / "log/interactions.parquet",
+        "--out",
+        "demo",
+        "--set",
+        "training.steps=15",
+    ]
     words += ["--set", "training.eval_every=0", "--set", "model.dim=8", "--set", "users=2"]
     report = answer(*words, cwd=tmp_path)
     assert [row["model"] for row in report["metrics"]] == [
