@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+WIDTH = 140
 METRICS = ("recall@20", "recall@50", "hr@50", "ndcg@50")
 
 
@@ -19,9 +21,14 @@ def demo_text(report: Mapping[str, Any]) -> str:
 def _data(report: Mapping[str, Any]) -> Iterator[str]:
     yield "DATA"
     for key, value in report["data"].items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {number:,}" for name, number in value.items())
-        yield f"  {key:<12}  {f'{value:,}' if isinstance(value, int) else value}"
+        if key == "steps":
+            for step in value:
+                counts = ", ".join(f"{step[name]:,} {name}" for name in ("events", "users", "items") if name in step)
+                yield f"  {'':<13}  {step['step']}: {counts}"
+        elif isinstance(value, dict):
+            yield f"  {key:<13}  " + ", ".join(f"{name} {number:,}" for name, number in value.items())
+        else:
+            yield f"  {key:<13}  {f'{value:,}' if isinstance(value, int) else value}"
     yield ""
 
 
@@ -51,16 +58,24 @@ def _metrics(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _users(report: Mapping[str, Any]) -> Iterator[str]:
     if report["users"]:
-        yield "USERS, drawn at random from the test users (* came true in the events that the model did not see)"
+        yield "USERS, drawn at random from the test users"
+        yield "  <n> is the interest that won an item; * came true in the events that the model did not see"
     for user in report["users"]:
         yield f"  user {user['user']}"
-        yield f"    history     {'; '.join(user['history'])}"
+        yield from _wrapped("history", user["history"])
         for row in user["interests"]:
-            yield f"    interest {row['interest']}  {'; '.join(row['items'])}"
-        listed = (f"{row['item']} <{_source(row)}>{'*' if row['came_true'] else ''}" for row in user["recommended"])
-        yield f"    merged      {'; '.join(listed)}"
-        yield f"    came next   {'; '.join(user['next'])}"
+            yield from _wrapped(f"interest {row['interest']}", row["items"])
+        listed = [f"{row['item']} <{_source(row)}>{'*' if row['came_true'] else ''}" for row in user["recommended"]]
+        yield from _wrapped("merged", listed)
+        yield from _wrapped("came next", user["next"])
     yield ""
+
+
+def _wrapped(name: str, items: list[str]) -> Iterator[str]:
+    """Yield a named list, wrapped."""
+    lines = textwrap.wrap("; ".join(items) or "(nothing)", WIDTH - 16)
+    for number, line in enumerate(lines):
+        yield f"    {'' if number else name:<10}  {line}"
 
 
 def _source(row: Mapping[str, Any]) -> str:
