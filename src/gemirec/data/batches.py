@@ -259,8 +259,8 @@ def _evaluation_batches(
                 got=f"user index {user_B[np.argmin(size_B)]}",
                 fix=f"take users from dataset.users_in({split!r})",
             )
-        seen_E, seen_offset_B1 = _gather(dataset, user_B, np.zeros_like(history_B), history_B)
-        target_E, target_offset_B1 = _gather(dataset, user_B, history_B, size_B)
+        seen_E, seen_offset_B1 = gather_events(dataset, user_B, np.zeros_like(history_B), history_B)
+        target_E, target_offset_B1 = gather_events(dataset, user_B, history_B, size_B)
         categorical_BF, numeric_BG = _features_of(user_B, *features)
         yield EvalWindows(
             user_B=torch.from_numpy(user_B.copy()),
@@ -305,10 +305,10 @@ def _ragged_index(start_B: NDArray[np.int64], size_B: NDArray[np.int64]) -> NDAr
     return np.repeat(start_B - offset_B1[:-1], size_B) + np.arange(offset_B1[-1])
 
 
-def _gather(
+def gather_events(
     dataset: Dataset, user_B: NDArray[np.int64], first_B: NDArray[np.int64], size_B: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the events ``[first, first + size)`` of every user, flat, and their ``[B + 1]`` offsets."""
+    """Return the events ``[first, first + size)`` of every user, flat (item indices), and their ``[B + 1]`` offsets."""
     offset_B1 = np.concatenate([[0], np.cumsum(size_B)])
     flat_E = np.empty(offset_B1[-1], dtype=np.int64)
     for shard, rows, local in dataset.by_shard(user_B):

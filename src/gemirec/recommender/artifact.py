@@ -29,8 +29,10 @@ from gemirec.artifacts import (
     write_json,
 )
 from gemirec.config import to_dict
+from gemirec.data.batches import gather_events
 from gemirec.data.dataset import DataSpec, FeatureInfo
 from gemirec.errors import ArtifactError
+from gemirec.recommender.histories import history_lengths
 from gemirec.training.run_folder import versions
 
 if TYPE_CHECKING:
@@ -105,32 +107,26 @@ def write_histories(path: Path, dataset: Dataset, keep: int | None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from gemirec.recommender.histories import gather_ragged
-
     categorical, numeric = dataset.user_features()
     writer = None
     with translate_os_errors(path):
         try:
-            for shard in dataset.shards:
-                for start in range(0, shard.num_users, HISTORY_BLOCK):
-                    stop = min(start + HISTORY_BLOCK, shard.num_users)
-                    end_B = np.asarray(shard.offsets[start + 1 : stop + 1])
-                    length_B = end_B - np.asarray(shard.offsets[start:stop])
-                    if keep is not None:
-                        length_B = np.minimum(length_B, keep)
-                    item_E, offset_B1 = gather_ragged(shard.events, end_B - length_B, length_B)
-                    rows = slice(shard.first_user + start, shard.first_user + stop)
-                    columns = {
-                        "user_id": dataset.users["user_id"][rows].to_arrow(),
-                        "items": pa.ListArray.from_arrays(offset_B1.astype(np.int32), item_E.astype(np.int32)),
-                    }
-                    for name, table in (("categorical", categorical), ("numeric", numeric)):
-                        if table is not None:
-                            flat = pa.array(np.ascontiguousarray(table[rows]).ravel())
-                            columns[name] = pa.FixedSizeListArray.from_arrays(flat, table.shape[1])
-                    block = pa.table(columns)
-                    writer = writer or pq.ParquetWriter(path, block.schema, compression="zstd")
-                    writer.write_table(block)
+            for start in range(0, dataset.num_users, HISTORY_BLOCK):
+                user_B = np.arange(start, min(start + HISTORY_BLOCK, dataset.num_users))
+                length_B = history_lengths(dataset, user_B)
+                size_B = length_B if keep is None else np.minimum(length_B, keep)
+                item_E, offset_B1 = gather_events(dataset, user_B, length_B - size_B, size_B)
+                columns = {
+                    "user_id": dataset.users["user_id"].gather(user_B).to_arrow(),
+                    "items": pa.ListArray.from_arrays(offset_B1.astype(np.int32), item_E.astype(np.int32)),
+                }
+                for name, table in (("categorical", categorical), ("numeric", numeric)):
+                    if table is not None:
+                        flat = pa.array(np.ascontiguousarray(table[user_B]).ravel())
+                        columns[name] = pa.FixedSizeListArray.from_arrays(flat, table.shape[1])
+                block = pa.table(columns)
+                writer = writer or pq.ParquetWriter(path, block.schema, compression="zstd")
+                writer.write_table(block)
         finally:
             if writer is not None:
                 writer.close()

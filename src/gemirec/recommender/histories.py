@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import polars as pl
 
+from gemirec.data.batches import gather_events
 from gemirec.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -82,13 +83,12 @@ class Encoded:
             )
 
 
-def gather_ragged(
-    events: NDArray[Any], start_B: NDArray[np.int64], length_B: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return ``(item_E, offset_B1)``: rows ``events[start : start + length]`` one after the other."""
-    offset_B1 = np.concatenate([[0], np.cumsum(length_B)]).astype(np.int64)
-    position_E = np.arange(offset_B1[-1]) + np.repeat(start_B - offset_B1[:-1], length_B)
-    return np.asarray(events[position_E], dtype=np.int64), offset_B1
+def history_lengths(dataset: Dataset, user_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of events of each user ``[B]``, held-out ones included."""
+    length_B = np.zeros(len(user_B), dtype=np.int64)
+    for shard, rows, local in dataset.by_shard(user_B):
+        length_B[rows] = shard.offsets[local + 1] - shard.offsets[local]
+    return length_B
 
 
 def encode_raw(histories: RawHistories, catalog: Catalog) -> Encoded:
@@ -175,17 +175,8 @@ class DatasetHistories:
         users = self.dataset.users.select("user_id", pl.int_range(pl.len(), dtype=pl.Int64).alias("row"))
         found = _rows_of(users.lazy(), user_ids)
         user_B = found["row"].to_numpy()
-        length_B, parts = np.zeros(len(user_B), dtype=np.int64), []
-        for shard, rows, local in self.dataset.by_shard(user_B):
-            start = shard.offsets[local]
-            length_B[rows] = shard.offsets[local + 1] - start
-            parts.append((shard, rows, start))
-        offset_B1 = np.concatenate([[0], np.cumsum(length_B)]).astype(np.int64)
-        item_E = np.empty(offset_B1[-1], dtype=np.int64)
-        for shard, rows, start in parts:
-            items, offset = gather_ragged(shard.events, start, length_B[rows])
-            target = np.arange(len(items)) + np.repeat(offset_B1[:-1][rows] - offset[:-1], length_B[rows])
-            item_E[target] = items
+        length_B = history_lengths(self.dataset, user_B)
+        item_E, offset_B1 = gather_events(self.dataset, user_B, np.zeros_like(length_B), length_B)
         categorical, numeric = self.dataset.user_features()
         return Encoded(
             found["user_id"],
