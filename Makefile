@@ -45,9 +45,10 @@ lint: $(READY) ## Style, types and layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fix: $(READY) ## Let ruff mend what it can
+fix: $(READY) ## Let ruff mend what it can, and generate the documentation's tables
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tools/generate_docs.py
 
 docs: $(READY) ## Build the documentation site into site/
 	@EXTRAS=dev,docs sh tools/setup.sh

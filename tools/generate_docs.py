@@ -1,13 +1,24 @@
-"""Write the tables of README.md and docs/models.md from the catalogue of models; ``--check`` only looks."""
+"""Write what the documentation says of models and settings from the code; ``--check`` only looks."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+import textwrap
 from pathlib import Path
 
-from gemirec.config import to_dict
+from gemirec.config import Config, EvaluationConfig, TrainingConfig, to_dict
+from gemirec.data.prepare import PrepareConfig
+from gemirec.data.simulator import SimulatorConfig
 from gemirec.models.catalog import MODELS, PROFILES, config_class, load_profile, model_table
 
+SECTIONS: tuple[tuple[str, str, type[Config]], ...] = (
+    ("prepare", "gemirec prepare --set KEY=VALUE", PrepareConfig),
+    ("train", "gemirec train --set training.KEY=VALUE", TrainingConfig),
+    ("evaluate", "gemirec evaluate --set KEY=VALUE", EvaluationConfig),
+    ("simulate", "gemirec simulate --set KEY=VALUE", SimulatorConfig),
+)
 START, END = "<!-- generated from gemirec.models.catalog: start -->", "<!-- generated: end -->"
 
 
@@ -30,20 +41,69 @@ def models_page() -> str:
     ]
     for name, row in MODELS.items():
         cls = config_class(name)
-        default = to_dict(cls())
-        profiles = {profile: to_dict_of_profile(name, profile) for profile in PROFILES}
+        docs = field_docs_deep(cls)
+        profiles = {profile: flat(load_profile(name, profile)["model"]) for profile in PROFILES}
         lines += [f"## {name}", "", f"{row.line}. {row.paper}.", ""]
-        lines += ["| field | default | " + " | ".join(PROFILES) + " |", "|---|---|" + "---|" * len(PROFILES)]
-        for field, value in flat(default).items():
-            cells = [str(profiles[profile].get(field, "")) for profile in PROFILES]
-            lines.append(f"| `{field}` | {value} | " + " | ".join(cells) + " |")
+        lines += [
+            "| field | default | " + " | ".join(PROFILES) + " | meaning |",
+            "|---|---|" + "---|" * len(PROFILES) + "---|",
+        ]
+        for field, value in flat(to_dict(cls())).items():
+            cells = [plain(profiles[profile][field]) if field in profiles[profile] else "" for profile in PROFILES]
+            lines.append(f"| `{field}` | {plain(value)} | " + " | ".join(cells) + f" | {docs.get(field, '')} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def to_dict_of_profile(name: str, profile: str) -> dict[str, object]:
-    """Return the model's values of a profile, flat; empty if the model has no such profile."""
-    return flat(load_profile(name, profile)["model"])
+def field_docs(cls: type[Config]) -> dict[str, str]:
+    """Return what the docstring under each field of a config class says, fields of its bases included."""
+    found: dict[str, str] = {}
+    for base in reversed([c for c in cls.__mro__ if c is not Config and issubclass(c, Config)]):
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(node, ast.ClassDef)
+        for field, text in zip(node.body, node.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                assert isinstance(field.target, ast.Name)
+                found[field.target.id] = " ".join(str(text.value.value).split())
+    return found
+
+
+def rows_of(cls: type[Config]) -> list[str]:
+    """Return one table row per field, those of nested configs included."""
+    docs = field_docs_deep(cls)
+    return [f"| `{key}` | {plain(value)} | {docs.get(key, '')} |" for key, value in flat(to_dict(cls())).items()]
+
+
+def plain(value: object) -> str:
+    """Return a value as YAML has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(plain, value))}]"
+    return str(value) if value != "" else '""'
+
+
+def configuration_page() -> str:
+    """Return docs/configuration.md: every key of every verb, with its default and meaning."""
+    lines = ["# Configuration", "", "Generated from the config classes by `tools/generate_docs.py`.", ""]
+    lines += [
+        "Every key can stand in a YAML file (`--config`) or behind `--set`. A model's own keys: [models](models.md)."
+    ]
+    for name, usage, cls in SECTIONS:
+        lines += ["", f"## {name}", "", f"`{usage}`, class `{cls.__module__}.{cls.__name__}`.", ""]
+        lines += ["| key | default | meaning |", "|---|---|---|", *rows_of(cls)]
+    return "\n".join(lines) + "\n"
+
+
+def field_docs_deep(cls: type[Config], prefix: str = "") -> dict[str, str]:
+    """Return :func:`field_docs` of a class and of the configs nested in it, keyed ``a.b``, ready for a table."""
+    found = {}
+    for name, text in field_docs(cls).items():
+        value = getattr(cls(), name)
+        found[f"{prefix}{name}"] = text.replace("|", "\\|").replace("``", "`")
+        if isinstance(value, Config):
+            found |= field_docs_deep(type(value), f"{prefix}{name}.")
+    return found
 
 
 def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
@@ -63,6 +123,7 @@ def generated(root: Path) -> dict[Path, str]:
     return {
         readme: with_table(readme.read_text(encoding="utf-8"), model_table()),
         root / "docs" / "models.md": models_page(),
+        root / "docs" / "configuration.md": configuration_page(),
     }
 
 

@@ -22,7 +22,9 @@ def prepare(
     users: Annotated[Path | None, typer.Option(help="User table: user_id and features.")] = None,
     config: ConfigFile = None,
     overrides: Set = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the table engine.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the table engine; without it POLARS_MAX_THREADS, or one.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -39,7 +41,9 @@ def prepare(
 
         gemirec prepare events.parquet --out data --set filter=k_core --set split=leave_one_out
     """
-    os.environ.setdefault("POLARS_MAX_THREADS", str(threads))
+    if threads is not None:
+        os.environ["POLARS_MAX_THREADS"] = str(threads)
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
     from gemirec.config import from_dict
     from gemirec.data.prepare import PrepareConfig
     from gemirec.data.prepare import prepare as run
