@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -154,6 +155,20 @@ def test_saving_over_a_folder_must_be_asked_for(recommender: Recommender, copied
     recommender.save_pretrained(copied, overwrite=True)
     assert (copied / "model.safetensors").read_bytes() == before
     assert [path.name for path in copied.parent.iterdir()] == ["artifact"]
+
+
+@pytest.mark.parametrize("limit", [1_000, 2_500, 4_000, 10_000])  # a smaller one for each file in turn
+def test_a_disk_without_space_leaves_nothing_behind(planted: Dataset, tmp_path: Path, limit: int) -> None:
+    fitted = Recommender.fit(planted, model="popularity")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(StorageError) as caught:
+            fitted.save_pretrained(tmp_path / "artifact")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path) in caught.value.got
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluating_on_other_data_is_refused(saved: Path, planted: Dataset, tmp_path: Path) -> None:

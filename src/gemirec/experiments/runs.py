@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from gemirec.artifacts import atomic_file
 from gemirec.config import EvaluationConfig, from_dict
 from gemirec.data.dataset import Dataset
+from gemirec.data.writer import write_table
 from gemirec.errors import ConfigError, DataError
 from gemirec.recommender import Recommender
 
@@ -134,10 +136,8 @@ def recommend_run(
         allow=_read_lines(allow) if allow else None,
     )
     if out is not None:
-        from gemirec.artifacts import atomic_file
-
         with atomic_file(out) as tmp:
-            table.write_parquet(tmp)
+            write_table(tmp, table)
     return table
 
 

@@ -31,6 +31,7 @@ from gemirec.artifacts import (
 from gemirec.config import to_dict
 from gemirec.data.batches import gather_events
 from gemirec.data.dataset import DataSpec, FeatureInfo
+from gemirec.data.writer import write_table
 from gemirec.errors import ArtifactError
 from gemirec.recommender.histories import history_lengths
 from gemirec.training.run_folder import versions
@@ -93,7 +94,7 @@ def write_artifact(
     """
     with atomic_dir(path, overwrite=overwrite) as folder:
         save_tensors(folder / "model.safetensors", dict(model.state_dict()), {"model": info.model})
-        items.write_parquet(folder / "items.parquet")
+        write_table(folder / "items.parquet", items)
         if dataset is not None and info.history_events != 0:
             write_histories(folder / "histories.parquet", dataset, info.history_events)
         info = msgspec.structs.replace(info, versions=versions())
