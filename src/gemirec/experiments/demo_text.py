@@ -73,7 +73,7 @@ def _users(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _wrapped(name: str, items: list[str]) -> Iterator[str]:
     """Yield a named list, wrapped."""
-    lines = textwrap.wrap("; ".join(items) or "(nothing)", WIDTH - 16)
+    lines = textwrap.wrap("; ".join(items) or "(nothing)", WIDTH - 16, break_on_hyphens=False)
     for number, line in enumerate(lines):
         yield f"    {'' if number else name:<10}  {line}"
 

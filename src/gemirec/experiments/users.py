@@ -17,6 +17,8 @@ RECENT = 8
 """History items shown."""
 PER_INTEREST = 4
 """Items shown of each interest."""
+TITLE = 40
+"""Most characters shown of a title."""
 TOP = 10
 """Items shown of the merged list."""
 
@@ -74,7 +76,9 @@ def item_names(items: pl.DataFrame) -> dict[Any, str]:
     """
     name = pl.lit("item ") + pl.col("item_id").cast(pl.String)
     if "title" in items.columns:
-        name = pl.coalesce(pl.col("title").cast(pl.String).str.slice(0, 40), name)
+        title = pl.col("title").cast(pl.String)
+        cut = title.str.slice(0, TITLE - 1).str.strip_chars_end() + pl.lit("…")
+        name = pl.coalesce(pl.when(title.str.len_chars() > TITLE).then(cut).otherwise(title), name)
     if "category" in items.columns and not items["category"].dtype.is_nested():
         category = pl.lit(" [") + pl.col("category").cast(pl.String) + pl.lit("]")
         name = name + category.fill_null("")
