@@ -93,9 +93,9 @@ def atomic_dir(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         StorageError: ``path`` exists and ``overwrite`` is false, or the disk refuses.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise StorageError("the output exists already", got=path, fix="choose another path, or ask to overwrite it")
     with translate_os_errors(path):
+        if path.exists() and not overwrite:
+            raise StorageError("the output exists already", got=path, fix="choose another path, or ask to overwrite it")
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         tmp.chmod(0o755)
