@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -62,3 +65,33 @@ def test_the_wheel_holds_everything_it_needs(tmp_path: Path) -> None:
     assert {f"gemirec/profiles/{name}.{profile}.yaml" for name in MODELS for profile in PROFILES} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "docs", "benchmarks"))]
+
+
+def make(*words: str) -> str:
+    """What make says it would do."""
+    command = ["make", "-n", "--no-print-directory", "-C", str(ROOT), *words]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=env).stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
+def test_make_demo_hands_its_variables_to_the_verb() -> None:
+    script = make("demo", "LOG=my log.parquet", "ITEMS=i.parquet", "USERS=u.parquet", "MODEL=mind", "OUT=there")
+    words = shlex.split(script.replace("\\\n", " ").splitlines()[-1])
+    expected = "demo --log LOG --items i.parquet --users u.parquet --model mind --out there".split()
+    assert words[1:] == ["my log.parquet" if word == "LOG" else word for word in expected]
+    plain = shlex.split(make("demo").replace("\\\n", " ").splitlines()[-1])
+    assert plain[1:] == ["demo", "--out", "demo"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "wheel"])
+def test_each_target_sets_up_what_it_needs_and_only_once(target: str, tmp_path: Path) -> None:
+    assert "tools/setup.sh" in make(target, f"VENV={tmp_path}")
+    (tmp_path / ".gemirec-ready").touch()
+    assert "tools/setup.sh" not in make(target, f"VENV={tmp_path}")
+
+
+def test_the_repository_names_no_registry() -> None:
+    files = [ROOT / "Makefile", ROOT / "pyproject.toml", *(ROOT / "tools").glob("*"), ROOT / ".ci" / "run"]
+    assert [file.name for file in files if file.is_file() and "://" in file.read_text()] == []
