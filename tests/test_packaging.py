@@ -78,8 +78,8 @@ def make(*words: str) -> str:
 def test_make_demo_hands_its_variables_to_the_verb() -> None:
     script = make("demo", "LOG=my log.parquet", "ITEMS=i.parquet", "USERS=u.parquet", "MODEL=mind", "OUT=there")
     words = shlex.split(script.replace("\\\n", " ").splitlines()[-1])
-    expected = "demo --log LOG --items i.parquet --users u.parquet --model mind --out there".split()
-    assert words[1:] == ["my log.parquet" if word == "LOG" else word for word in expected]
+    expected = shlex.split("demo --log 'my log.parquet' --items i.parquet --users u.parquet --model mind --out there")
+    assert words[1:] == expected
     plain = shlex.split(make("demo").replace("\\\n", " ").splitlines()[-1])
     assert plain[1:] == ["demo", "--out", "demo"]
 
