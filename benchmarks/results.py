@@ -36,6 +36,7 @@ METRICS = ("recall@20", "recall@50", "hr@50", "ndcg@50")
 def tasks(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the runs of the page: tuned everywhere, paper on amazon-beauty for the sanity bands."""
     plan = [(data, model, "tuned", seed) for data in args.data for model in args.models for seed in seeds(args, data)]
+    plan.sort(key=lambda run: run[3])  # a first look at everything before the second seed
     if "amazon-beauty" in args.data:
         plan += [("amazon-beauty", model, "paper", 1) for model in args.models if model != "popularity"]
     return [
