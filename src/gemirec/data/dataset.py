@@ -226,23 +226,29 @@ class Dataset:
 
     def spec(self) -> DataSpec:
         """Return what a model must know of this dataset."""
-        items = self.items
-        count_N = np.zeros(self.num_items + 1, dtype=np.int64)
-        count_N[1:] = items["train_count"].to_numpy()
-        category_N = None
-        if "category_index" in items.columns:
-            category_N = np.zeros(self.num_items + 1, dtype=np.int32)
-            category_N[1:] = items["category_index"].to_numpy()
         sizes = tuple(len(f.vocabulary) + 1 for f in self.info.user_features if f.kind == "categorical")
         numeric = sum(f.kind == "numeric" for f in self.info.user_features)
-        return DataSpec(
-            num_items=self.num_items,
-            train_count_N=count_N,
-            category_N=category_N,
-            num_categories=len(self.info.categories),
-            user_categorical_sizes=sizes,
-            num_user_numeric=numeric,
-        )
+        return data_spec(self.items, len(self.info.categories), sizes, numeric)
+
+
+def data_spec(
+    items: pl.DataFrame, num_categories: int, user_categorical_sizes: tuple[int, ...], num_user_numeric: int
+) -> DataSpec:
+    """Return the spec of an item table (row r is item r + 1) and the sizes of everything else."""
+    count_N = np.zeros(items.height + 1, dtype=np.int64)
+    count_N[1:] = items["train_count"].to_numpy()
+    category_N = None
+    if "category_index" in items.columns:
+        category_N = np.zeros(items.height + 1, dtype=np.int32)
+        category_N[1:] = items["category_index"].to_numpy()
+    return DataSpec(
+        num_items=items.height,
+        train_count_N=count_N,
+        category_N=category_N,
+        num_categories=num_categories,
+        user_categorical_sizes=user_categorical_sizes,
+        num_user_numeric=num_user_numeric,
+    )
 
 
 def new_info(**values: Any) -> DatasetInfo:

@@ -30,7 +30,7 @@ from gemirec.artifacts import (
 )
 from gemirec.config import to_dict
 from gemirec.data.batches import gather_events
-from gemirec.data.dataset import DataSpec, FeatureInfo
+from gemirec.data.dataset import FeatureInfo, data_spec
 from gemirec.data.writer import write_table
 from gemirec.errors import ArtifactError
 from gemirec.recommender.histories import history_lengths
@@ -184,8 +184,9 @@ def _read_model(path: Path, info: ArtifactInfo, items: pl.DataFrame) -> Retrieva
     from gemirec.models.catalog import build_model
 
     tensors = load_tensors(path / "model.safetensors")
+    spec = data_spec(items, info.num_categories, tuple(info.user_categorical_sizes), info.num_user_numeric)
     with torch.random.fork_rng(devices=[]):
-        model = build_model(info.model, info.config, spec_of(info, items))
+        model = build_model(info.model, info.config, spec)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -195,22 +196,6 @@ def _read_model(path: Path, info: ArtifactInfo, items: pl.DataFrame) -> Retrieva
             fix="save the artifact again with this release",
         ) from error
     return model.eval()
-
-
-def spec_of(info: ArtifactInfo, items: pl.DataFrame) -> DataSpec:
-    """Return what the model must know of the data, from the artifact alone."""
-    count_N = np.concatenate([[0], items["train_count"].to_numpy()]).astype(np.int64)
-    category_N = None
-    if "category_index" in items.columns:
-        category_N = np.concatenate([[0], items["category_index"].to_numpy()]).astype(np.int32)
-    return DataSpec(
-        num_items=info.num_items,
-        train_count_N=count_N,
-        category_N=category_N,
-        num_categories=info.num_categories,
-        user_categorical_sizes=tuple(info.user_categorical_sizes),
-        num_user_numeric=info.num_user_numeric,
-    )
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
