@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,25 +26,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from large_logs import large_log, peak_bytes
+
 ONE_THREAD = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def make_simulated(path: Path, events: int) -> None:
     """Write the simulator's log of about ``events`` events."""
-    from gemirec.data.simulator import SimulatorConfig, simulate
+    from gemirec.data.simulator import simulate
 
-    config = SimulatorConfig(
-        num_users=events // 10,
-        num_items=max(2_000, events // 25),
-        num_super_clusters=20,
-        clusters_per_super=25 if events >= 500_000 else 5,
-        mean_events=10.0,
-        min_events=3,
-        max_events=200,
-        write_event_truth=False,
-    )
     folder = path.with_suffix("")
-    simulate(folder, config)
+    simulate(folder, large_log(events, write_event_truth=False))
     (folder / "interactions.parquet").replace(path)
     shutil.rmtree(folder)
 
@@ -84,15 +75,6 @@ def make_strings(path: Path, events: int) -> None:
             part = slice(start, start + 1_000_000)
             columns = [users.take(pa.array(user[part])), items.take(pa.array(item[part])), pa.array(times[part])]
             writer.write_table(pa.table(columns, schema=schema))
-
-
-def peak_bytes() -> int:
-    """Return this process's peak resident memory; ``ru_maxrss`` alone would carry over the parent's across ``exec``."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def child(log: str, out: str, rule: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from gemirec.data.simulator import SimulatedLog, SimulatorConfig, simulate
+from gemirec.data.simulator import SimulatedLog, simulate
+from large_logs import large_log, peak_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,19 +35,6 @@ LATE = 0.9
 """Share of a user's life at which the oracle reads the drifting weights: the middle of the targets."""
 
 
-def large_log(events: int) -> SimulatorConfig:
-    """Ten events a user, 2.5 users an item: 10 M events are 1 M users and 400 k items."""
-    return SimulatorConfig(
-        num_users=events // 10,
-        num_items=max(2_000, events // 25),
-        num_super_clusters=20,
-        clusters_per_super=25 if events >= 500_000 else 5,
-        mean_events=10.0,
-        min_events=3,
-        max_events=200,
-    )
-
-
 def child(folder: str, events: int) -> None:
     """Simulate one log in this process and print what it cost, as JSON."""
     start, cpu = time.perf_counter(), time.process_time()
@@ -56,7 +43,7 @@ def child(folder: str, events: int) -> None:
         "rows": log.num_events,
         "seconds": time.perf_counter() - start,
         "cpu": time.process_time() - cpu,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": peak_bytes(),
         "bytes": sum(path.stat().st_size for path in log.path.iterdir()),
     }
     print(json.dumps(cost))
