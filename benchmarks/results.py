@@ -37,7 +37,8 @@ def tasks(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the runs of the page: tuned everywhere, paper on amazon-beauty for the sanity bands."""
     plan = [(data, model, "tuned", seed) for data in args.data for model in args.models for seed in seeds(args, data)]
     plan.sort(key=lambda run: run[3])  # a first look at everything before the second seed
-    if "amazon-beauty" in args.data:
+    plan = plan if "tuned" in args.profiles else []
+    if "amazon-beauty" in args.data and "paper" in args.profiles:
         plan += [("amazon-beauty", model, "paper", 1) for model in args.models if model != "popularity"]
     return [
         {
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--data", nargs="+", default=list(LOGS))
     parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--profiles", nargs="+", default=["tuned", "paper"], help="paper: amazon-beauty only, one seed")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--cache", type=Path, default=Path("runs/prepared"))
     parser.add_argument("--results", type=Path, default=Path("runs/results.jsonl"))
