@@ -12,7 +12,7 @@ arXiv 2302.14532). Which interest gives the scores is the *readout*:
 - ``best``: each candidate is scored by the interest nearest to *it*, which is what serving does;
 - ``label_aware``: the mixture ``sum_k a_k h_k`` with ``a = softmax((h_k.v)^p)`` scores everything (MIND eq. 8).
 
-Axes: B batch, K interests, D embedding, S candidates.
+Axes: B batch, K interests, D embedding, S candidates, J further negatives of a row.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class RetrievalLoss:
         mask_BK: Tensor | None = None,
         weight_B: Tensor | None = None,
         generator: torch.Generator | None = None,
+        negative_BJ: Tensor | None = None,
     ) -> Tensor:
         """Draw candidates and return the mean loss, a float32 scalar; 0 for a batch without rows.
 
@@ -115,6 +116,8 @@ class RetrievalLoss:
             mask_BK: ``[B, K]`` bool, true where an interest exists; ``None`` if all do.
             weight_B: ``[B]`` example weights; the mean is weighted by them. ``None`` for equal ones.
             generator: Source of the draws; torch's global one if ``None``.
+            negative_BJ: ``[B, J]`` scores of further negatives of each row (GemiRec's interest negatives), before the
+                temperature; -1e30 masks one. They get neither log q nor REMI's weight.
         """
         batch = len(target_B)
         if batch == 0:
@@ -138,6 +141,7 @@ class RetrievalLoss:
                 bias_B=bias_B,
                 bias_BS=bias_BS,
                 mask_BK=mask_BK,
+                negative_BJ=None if negative_BJ is None else negative_BJ.float(),
             )
             if weight_B is None:
                 return loss_B.mean()
@@ -163,6 +167,7 @@ def softmax_loss(
     bias_B: Tensor | None,
     bias_BS: Tensor,
     mask_BK: Tensor | None = None,
+    negative_BJ: Tensor | None = None,
 ) -> Tensor:
     """Return ``[B]`` losses, given the candidates; the formula of the module's docstring.
 
@@ -174,6 +179,7 @@ def softmax_loss(
         bias_B: ``[B]`` added to the positive's logit (minus log q), or ``None``.
         bias_BS: ``[B, S]`` added to the candidates' logits; ``-1e30`` masks a candidate.
         mask_BK: ``[B, K]`` bool, true where an interest exists.
+        negative_BJ: ``[B, J]`` float32 scores of further negatives, or ``None``.
     """
     scale = 1 / config.temperature
     readout, power = _readout(config)
@@ -186,10 +192,13 @@ def softmax_loss(
         score_BS = user_BD @ negative_SD.T
     if bias_B is not None:
         positive_B = positive_B + bias_B
+    further = [] if negative_BJ is None else [negative_BJ * scale]
     if config.beta > 0:
-        return F.softplus(_weighted_log_mass(score_BS, bias_BS, config) - positive_B)
+        mass_B1 = _weighted_log_mass(score_BS, bias_BS, config)[:, None]
+        mass_B = _log_sum_exp(torch.cat([mass_B1, *further], dim=1)) if further else mass_B1[:, 0]
+        return F.softplus(mass_B - positive_B)
     first_B = torch.zeros(len(score_BS), dtype=torch.int64, device=score_BS.device)
-    logit_BE = torch.cat([positive_B[:, None], score_BS + bias_BS], dim=1)
+    logit_BE = torch.cat([positive_B[:, None], score_BS + bias_BS, *further], dim=1)
     return F.cross_entropy(logit_BE, first_B, reduction="none")
 
 

@@ -181,6 +181,14 @@ class RetrievalModel(nn.Module, ABC):
     def losses(self, batch: TrainBatch, stage: str) -> LossTerms:
         """Return the loss terms of one batch in one stage."""
 
+    def diagnostics(self) -> dict[str, float]:
+        """Return numbers about the model's inner state that training logs beside the losses; empty for most models."""
+        return {}
+
+    def alarm(self) -> str | None:
+        """Return one sentence if the inner state has gone wrong (a collapsed dictionary), for training to report."""
+        return None
+
     def forward(self, batch: TrainBatch, stage: str) -> LossTerms:
         """Return :meth:`losses`, so that wrappers that call modules (data parallelism) train any model."""
         return self.losses(batch, stage)

@@ -90,6 +90,12 @@ MODELS: dict[str, ModelEntry] = {
         "Cen et al., KDD 2020, arXiv 2005.09347",
         "K self-attention distributions over the history",
     ),
+    "gemirec": ModelEntry(
+        "gemirec.models.gemirec:GemiRec",
+        "gemirec.models.gemirec:GemiRecConfig",
+        "Wu et al., 2025, arXiv 2510.14626",
+        "a dictionary of interests, a generator of future ones, a retriever that fuses interest and user",
+    ),
 }
 
 

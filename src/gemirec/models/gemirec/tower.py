@@ -1,0 +1,114 @@
+"""GemiRec's user tower and fusion network.
+
+Axes: B batch, L history length, K interests, D embedding, E interest embedding, P profile, X any leading axes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemirec.components.transformer import CausalEncoder
+from gemirec.errors import ConfigError
+from gemirec.models.gemirec.config import FusionConfig, TowerConfig
+
+
+class UserTower(nn.Module):
+    """History and profile to the user's vector, for the whole history and for each of its prefixes.
+
+    Args:
+        config: Its shape.
+        dim: D.
+        feature_width: P, width of the profile; 0 without.
+        max_length: Most items of a history.
+
+    Raises:
+        ConfigError: The heads do not divide ``dim``.
+    """
+
+    def __init__(self, config: TowerConfig, dim: int, feature_width: int, max_length: int) -> None:
+        super().__init__()
+        if config.kind == "mean":
+            width = dim + feature_width
+            self.network = nn.Sequential(nn.Linear(width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, dim))
+        else:
+            if dim % config.heads:
+                raise ConfigError(
+                    "the attention heads must divide the width",
+                    got=f"tower.heads {config.heads}, dim {dim}",
+                    fix="choose tower.heads so that dim is a multiple of it",
+                )
+            self.encoder = CausalEncoder(
+                dim,
+                layers=config.layers,
+                heads=config.heads,
+                hidden=dim,
+                dropout=config.dropout,
+                max_length=max_length,
+                scale_input=True,
+            )
+            self.profile = nn.Linear(feature_width, dim, bias=False) if feature_width else None
+            if self.profile is not None:
+                nn.init.zeros_(self.profile.weight)
+        self.kind = config.kind
+        self.pooled = nn.Parameter(torch.tensor(config.pooled)) if config.pooled else None
+
+    def forward(self, item_BLD: Tensor, profile_BP: Tensor | None) -> Tensor:
+        """Return ``[B, L, D]``: entry l is the vector of a user whose history ends with item l.
+
+        Args:
+            item_BLD: ``[B, L, D]`` item vectors, oldest first, zero at padding behind.
+            profile_BP: ``[B, P]`` profile, or ``None`` without features.
+        """
+        count_L1 = torch.arange(1, item_BLD.shape[1] + 1, device=item_BLD.device)[:, None]
+        mean_BLD = item_BLD.cumsum(dim=1) / count_L1
+        if self.kind == "mean":
+            parts = [mean_BLD]
+            if profile_BP is not None:
+                parts.append(profile_BP[:, None].expand(-1, item_BLD.shape[1], -1))
+            user_BLD: Tensor = self.network(torch.cat(parts, dim=2))
+        else:
+            input_BLD = item_BLD
+            if self.profile is not None:
+                input_BLD = item_BLD + self.profile(profile_BP)[:, None]
+            user_BLD = self.encoder(input_BLD)
+        if self.pooled is None:
+            return user_BLD
+        return F.normalize(user_BLD, dim=-1) + self.pooled * F.normalize(mean_BLD, dim=-1)
+
+
+class Fusion(nn.Module):
+    """``u_k = z_fusion(concat(e_k, u))`` (METHODS 1.5).
+
+    Args:
+        config: Its shape.
+        width: E, width of an interest's embedding.
+        dim: D.
+    """
+
+    def __init__(self, config: FusionConfig, width: int, dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width + dim, config.hidden)
+        self.outer = nn.Linear(config.hidden, dim)
+        self.kind = config.kind
+        if config.kind == "residual":
+            nn.init.zeros_(self.outer.weight)
+            nn.init.zeros_(self.outer.bias)
+            self.gate = nn.Parameter(torch.tensor(config.gate))
+            self.project = nn.Linear(width, dim, bias=False)
+            if width % dim == 0:  # codes of the items' own space: begin with their sum
+                with torch.no_grad():
+                    self.project.weight.copy_(torch.eye(dim).repeat(1, width // dim))
+
+    def forward(self, interest_BKE: Tensor, user_BD: Tensor) -> Tensor:
+        """Return the fused vectors ``[B, K, D]`` of interests ``[B, K, E]`` and users ``[B, D]``."""
+        dim = user_BD.shape[1]
+        # inner([e; u]) without building the concatenation: the user's part is computed once, not K times
+        interest_weight, user_weight = self.inner.weight.split([interest_BKE.shape[2], dim], dim=1)
+        user_BH = F.linear(user_BD, user_weight, self.inner.bias)
+        hidden_BKH = F.relu(F.linear(interest_BKE, interest_weight) + user_BH[:, None])
+        out_BKD: Tensor = self.outer(hidden_BKH)
+        if self.kind == "mlp":
+            return out_BKD
+        return user_BD[:, None] + self.gate * (self.project(interest_BKE) + out_BKD)
