@@ -16,6 +16,7 @@ from gemirec.config import EvaluationConfig
 from gemirec.data.batches import evaluation_batches
 from gemirec.data.dataset import Dataset
 from gemirec.errors import ArtifactError, ConfigError, DataError
+from gemirec.evaluation.collapse import PER_LIST, PER_USER
 from gemirec.evaluation.evaluate import TIE_PLACES, EvaluationResult, compare, evaluate
 from gemirec.evaluation.metrics import accuracy, category_diversity, rank_targets
 from gemirec.models.base import Histories, Interests, LossTerms, ModelConfig, RetrievalModel, TrainBatch
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gemirec.data.dataset import DataSpec
+
+
+COLLAPSE = {*PER_LIST, *PER_USER}
 
 
 class FakeModel(RetrievalModel):
@@ -98,7 +102,7 @@ def test_equals_a_loop_over_users(planted: Dataset, exclude_seen: bool) -> None:
     result = evaluate(model, planted, config)
     index, model = ExactIndex(model.item_vectors()), model.eval()
     category_N = planted.spec().category_N
-    rows, exposure_N = [], np.zeros(planted.num_items + 1)
+    rows, exposure_N, new_targets = [], np.zeros(planted.num_items + 1), 0
     for window in evaluation_batches(planted, "test", batch_size=1, max_length=10):
         with torch.no_grad():
             merged = retrieve(
@@ -110,17 +114,25 @@ def test_equals_a_loop_over_users(planted: Dataset, exclude_seen: bool) -> None:
             )
         listed = merged.id_BN.numpy()
         ranks = rank_targets(listed, merged.score_BN.numpy(), window.target_E.numpy(), window.target_offset_B1.numpy())
-        row = {name: float(value[0]) for name, value in accuracy(ranks, (5, 12)).items()}
+        row: dict[str, Any] = {name: float(value[0]) for name, value in accuracy(ranks, (5, 12)).items()}
         row |= {f"diversity@{n}": float(category_diversity(listed[:, :n], category_N)[0]) for n in (5, 12)}
         exposure_N[listed[0, :12]] += 1
+        met = set(category_N[window.seen_E.numpy()].tolist())
+        fresh = {item for item in window.target_E.tolist() if category_N[item] not in met}
+        row |= {f"cur@{n}": len(fresh & set(listed[0, :n].tolist())) / len(fresh) if fresh else None for n in (5, 12)}
+        new_targets += len(fresh)
         row["history_length"], row["num_targets"] = len(window.seen_E), len(window.target_E)
         user, items = int(window.user_B[0]), [f"item-{i}" for i in listed[0, :12]]
         rows.append({"user_id": f"user-{user}", "items": items, "interests": merged.interest_BN[0, :12].tolist()} | row)
         if exclude_seen:
             assert not set(window.seen_E.tolist()) & set(listed[0].tolist())
     expected = pl.DataFrame(rows, schema_overrides={"interests": pl.List(pl.Int16)})
-    assert result.users.equals(expected.select(result.users.columns))
-    for name in ("recall@5", "ndcg@12", "diversity@12", "mrr@5"):
+    shown = [name for name in result.users.columns if name.partition("@")[0] not in COLLAPSE]
+    assert result.users.select(shown).equals(expected.select(shown))
+    assert len(result.users.columns) == len(shown) + 2 * len(PER_LIST) + len(PER_USER)
+    assert result.settings["cur_users"] == len(expected["cur@5"].drop_nulls()) > 0
+    assert result.settings["cur_targets"] == new_targets
+    for name in ("recall@5", "ndcg@12", "diversity@12", "mrr@5", "cur@12"):
         assert result.metrics[name] == pytest.approx(expected[name].mean())
     assert result.metrics["coverage@12"] == np.count_nonzero(exposure_N) / planted.num_items
     assert result.settings["exclude_seen"] is exclude_seen
@@ -132,6 +144,48 @@ def test_batches_and_chunks_change_nothing(planted: Dataset) -> None:
     for batch_size, item_chunk in ((1, 65_536), (13, 50), (512, 1)):
         assert same(plain, evaluate(model, planted, EvaluationConfig(batch_size=batch_size, item_chunk=item_chunk)))
     assert evaluate(model, planted).intervals == plain.intervals
+
+
+def test_collapse_has_no_value_for_one_interest(planted: Dataset) -> None:
+    class Some(FakeModel):
+        """Its second interest exists for some users only."""
+
+        def interests(self, histories: Histories) -> Interests:
+            found = super().interests(histories)
+            found.mask_BK[:, 1] &= histories.item_BL[:, 0] % 2 == 0
+            return found
+
+    single = evaluate(FakeModel(planted.spec(), count=1), planted)
+    assert not {name.partition("@")[0] for name in [*single.metrics, *single.intervals]} & COLLAPSE
+    assert single.users["amr@20"].null_count() == single.users["int_cos"].null_count() == len(single.users)
+    model = Some(planted.spec(), count=2)
+    some = evaluate(model, planted, EvaluationConfig(top_n=(20,)))
+    known = some.users["amr@20"].is_not_null()
+    assert 0 < known.sum() < len(known)
+    for name in [f"{name}@20" for name in PER_LIST] + [*PER_USER]:
+        assert (some.users[name].is_not_null() == known).all()
+        assert some.metrics[name] == pytest.approx(some.users[name].mean())
+        assert some.intervals[name][0] <= some.metrics[name] <= some.intervals[name][1]
+    for batch_size in (1, 7):
+        assert same(some, evaluate(model, planted, EvaluationConfig(top_n=(20,), batch_size=batch_size)))
+
+
+def test_new_categories_are_pooled_and_averaged(tmp_path: Path) -> None:
+    """Users with many clusters have targets in new ones; ``cur_micro`` weighs users by their new targets."""
+    dataset = write_planted_dataset(
+        tmp_path / "data", num_users=400, num_clusters=30, interests_per_user=12, length=(10, 20)
+    )
+    result = evaluate(FakeModel(dataset.spec()), dataset, EvaluationConfig(top_n=(40,)))
+    hits = new = 0
+    for row, window in enumerate(evaluation_batches(dataset, "test", batch_size=1, max_length=10)):
+        category_N = dataset.spec().category_N
+        met = set(category_N[window.seen_E.numpy()].tolist())
+        fresh = {f"item-{item}" for item in window.target_E.tolist() if category_N[item] not in met}
+        new, hits = new + len(fresh), hits + len(fresh & set(result.users["items"][row].to_list()))
+    assert result.settings["cur_targets"] == new
+    assert result.metrics["cur_micro@40"] == hits / new > 0
+    assert "cur_micro@40" not in result.intervals
+    assert result.metrics["cur@40"] == pytest.approx(result.users["cur@40"].mean())
 
 
 def test_lists_are_those_of_retrieve(planted: Dataset) -> None:
@@ -234,7 +288,7 @@ def test_split_progress_and_settings(planted: Dataset) -> None:
 def test_intervals_hold_the_mean(planted: Dataset) -> None:
     result = evaluate(FakeModel(planted.spec()), planted)
     assert set(result.intervals) == {
-        name for name in result.metrics if name.partition("@")[0] not in ("coverage", "gini")
+        name for name in result.metrics if name.partition("@")[0] not in ("coverage", "gini", "cur_micro")
     }
     for name, (low, high) in result.intervals.items():
         assert low <= result.metrics[name] <= high, name
@@ -323,11 +377,13 @@ def test_without_categories_there_is_no_diversity(tmp_path: Path) -> None:
     path = dataset.path / "items.parquet"
     pl.read_parquet(path).drop("category", "category_index").write_parquet(path)
     dataset = Dataset.open(dataset.path)
-    found = evaluate(FakeModel(dataset.spec()), dataset).metrics
-    assert not any(name.startswith("diversity") for name in found)
+    found = evaluate(FakeModel(dataset.spec()), dataset)
+    assert not any(name.startswith(("diversity", "cur")) for name in found.metrics)
+    assert (found.settings["item_categories"], found.settings["cur_users"]) == (False, 0)
     pl.read_parquet(path).with_columns(category_index=pl.lit(0, dtype=pl.Int32)).write_parquet(path)
     unknown = evaluate(FakeModel(dataset.spec()), Dataset.open(dataset.path))
-    assert not any(name.startswith("diversity") for name in unknown.metrics)
+    assert not any(name.startswith(("diversity", "cur")) for name in unknown.metrics)
+    assert (unknown.settings["item_categories"], unknown.settings["cur_users"]) == (True, 0)
     assert unknown.users["diversity@20"].null_count() == len(unknown.users)
 
 
@@ -359,6 +415,10 @@ def test_comparison_is_paired_by_user(planted: Dataset) -> None:
     assert found.low > 0.5
     assert found.p_value < 0.01
     assert compare(random, oracle)["recall@20"].difference == pytest.approx(-found.difference)
+    assert "amr@20" not in compare(oracle, random)  # one has a single interest
+    twins = compare(random, evaluate(FakeModel(planted.spec(), seed=1), planted))
+    assert {*twins} == {*random.intervals}
+    assert twins["int_cos"].first == pytest.approx(random.metrics["int_cos"])
     for other in (EvaluationConfig(users=20), EvaluationConfig(split="valid"), EvaluationConfig(exclude_seen=True)):
         with pytest.raises(ConfigError, match="cannot be compared"):
             compare(oracle, evaluate(FakeModel(planted.spec()), planted, other))

@@ -1,40 +1,37 @@
 """Full-ranking evaluation: histories to interests to merged lists to metrics, in bounded memory.
 
-The lists come from :func:`gemirec.retrieval.retrieve.retrieve`, the same path that serves. Every model returns the same
-number of items, whatever its K: the largest of ``top_n``. Nothing of size users x items is ever held.
+The lists come from :func:`gemirec.evaluation.ranking.rank_block`, by the search and the merge that serve. Every model
+returns the same number of items, whatever its K: the largest of ``top_n``. Each block is searched once; accuracy,
+collapse and evolution all come from those lists. Nothing of size users x items is ever held.
 
-Axes: U users in all, B users of a block, K interests, D embedding, N places of a list, F places fetched, M metrics.
+Axes: U users in all, D embedding, M metrics (``item_ND``: items, row 0 is padding).
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from gemirec.config import EvaluationConfig, to_dict
 from gemirec.data.batches import evaluation_batches
 from gemirec.errors import ConfigError, DataError
+from gemirec.evaluation.collapse import collapse, item_norms
+from gemirec.evaluation.ranking import catalogue, rank_block, serving
 from gemirec.evaluation.result import EvaluationResult, compare, surroundings
 from gemirec.evaluation.significance import check_confidence, intervals
 from gemirec.evaluation.table import BlockTable
-from gemirec.models.base import Histories
 from gemirec.retrieval.index import ExactIndex
-from gemirec.retrieval.retrieve import retrieve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
+    import torch
     from numpy.typing import NDArray
 
-    from gemirec.data.batches import EvalWindows
     from gemirec.data.dataset import Dataset
-    from gemirec.models.base import Interests, RetrievalModel
-    from gemirec.retrieval.merge import Merged
+    from gemirec.models.base import RetrievalModel
 
 __all__ = ["EvaluationResult", "compare", "evaluate"]
 
@@ -75,13 +72,22 @@ def evaluate(
     users_U, available = _users(dataset, config)
     started = time.perf_counter()
     found = BlockTable(dataset, top_n)
-    with _serving(model, device) as place:
-        index = ExactIndex(_catalogue(model, dataset))
+    with serving(model, device) as place:
+        item_ND = catalogue(model, dataset)
+        index, norm_N = ExactIndex(item_ND), item_norms(item_ND)
         for windows in evaluation_batches(
             dataset, config.split, batch_size=config.batch_size, max_length=model.max_length, users=users_U
         ):
-            merged = _ranked(model, index, windows, config, top_n[-1] + TIE_PLACES, place)
-            found.add(windows, merged)
+            ranked = rank_block(
+                model,
+                index,
+                windows,
+                top_n[-1] + TIE_PLACES,
+                place,
+                exclude_seen=config.exclude_seen,
+                item_chunk=config.item_chunk,
+            )
+            found.add(windows, ranked.merged, collapse(ranked, item_ND, norm_N, top_n))
             if progress is not None:
                 progress(found.users, len(users_U))
     seconds = time.perf_counter() - started
@@ -135,68 +141,6 @@ def _users(dataset: Dataset, config: EvaluationConfig) -> tuple[NDArray[np.int64
         chosen = np.random.default_rng([config.seed, 0x05E7]).choice(available, size=config.users, replace=False)
         users_U = users_U[np.sort(chosen)]
     return users_U, available
-
-
-@contextmanager
-def _serving(model: RetrievalModel, device: torch.device | str | None) -> Iterator[torch.device]:
-    """Put the model into ``eval`` mode on ``device`` without gradient; put everything back afterwards."""
-    tensor = next((t for source in (model.parameters(), model.buffers()) for t in source), None)
-    home = tensor.device if tensor is not None else torch.device("cpu")
-    place = home if device is None else torch.device(device)
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        if place != home:
-            model.to(place)
-        model.eval()
-        with torch.no_grad():
-            yield place
-    finally:
-        for module, training in modes:
-            module.training = training
-        if place != home:
-            model.to(home)
-
-
-def _catalogue(model: RetrievalModel, dataset: Dataset) -> torch.Tensor:
-    """Return all item vectors, padding row included."""
-    item_ND = model.item_vectors()
-    if len(item_ND) != dataset.num_items + 1:
-        raise DataError(
-            "the model and the dataset have different catalogues",
-            got=f"{len(item_ND) - 1} items in the model, {dataset.num_items} in {dataset.path}",
-            fix="evaluate on the dataset that the model was trained on",
-        )
-    return item_ND
-
-
-def _ranked(
-    model: RetrievalModel,
-    index: ExactIndex,
-    windows: EvalWindows,
-    config: EvaluationConfig,
-    n: int,
-    place: torch.device,
-) -> Merged:
-    """Return the merged lists of one block of users, ``n`` items each."""
-    histories = Histories(windows.item_BL, windows.user_categorical_BF, windows.user_numeric_BG).to(place)
-    interests = _readable(model.interests(histories), histories)
-    return retrieve(
-        interests,
-        index,
-        n,
-        seen_E=windows.seen_E.to(place) if config.exclude_seen else None,
-        seen_offset_B1=windows.seen_offset_B1.to(place) if config.exclude_seen else None,
-        item_chunk=config.item_chunk,
-    )
-
-
-def _readable(interests: Interests, histories: Histories) -> Interests:
-    """Take away the interests of users without history that are not finite: attention over nothing gives NaN."""
-    empty_B = histories.length_B == 0
-    if not bool(empty_B.any()):
-        return interests
-    broken_BK = empty_B[:, None] & ~torch.isfinite(interests.vector_BKD).all(dim=2)
-    return replace(interests, mask_BK=interests.mask_BK & ~broken_BK)
 
 
 def _intervals(found: BlockTable, config: EvaluationConfig) -> dict[str, tuple[float, float]]:

@@ -55,6 +55,7 @@ class TargetRanks:
     Attributes:
         users: B.
         user_T: ``[T]`` row of each unique target, ascending.
+        item_T: ``[T]`` the unique target itself.
         rank_T: ``[T]`` rank of each unique target.
         user_E: ``[E]`` row of each target, repeats kept, ascending.
         place_E: ``[E]`` place of each target in its user's sequence of targets, from 0.
@@ -63,6 +64,7 @@ class TargetRanks:
 
     users: int
     user_T: NDArray[np.int64]
+    item_T: NDArray[np.int64]
     rank_T: NDArray[np.int64]
     user_E: NDArray[np.int64]
     place_E: NDArray[np.int64]
@@ -114,6 +116,7 @@ def rank_targets(
     return TargetRanks(
         users=users,
         user_T=key_T // stride,
+        item_T=key_T % stride,
         rank_T=rank_T,
         user_E=user_E,
         place_E=np.arange(len(target_E)) - target_offset_B1[:-1][user_E],

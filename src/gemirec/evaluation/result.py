@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gemirec.artifacts import FORMAT_VERSION, atomic_file, check_format, read_json, translate_os_errors, write_json
 from gemirec.errors import ArtifactError, ConfigError
 from gemirec.evaluation.significance import Difference, paired
@@ -24,7 +26,8 @@ class EvaluationResult:
     """The outcome of one evaluation.
 
     Attributes:
-        metrics: Means over users, keyed like ``recall@20``, and catalogue metrics like ``coverage@20``.
+        metrics: Means over users, keyed like ``recall@20`` or, where no list length matters, ``int_cos``; and what is
+            pooled over all users, like ``coverage@20`` and ``cur_micro@20``.
         intervals: Bootstrap interval ``(low, high)`` of every metric that is a mean over users; empty if switched off.
         settings: Everything needed to read the numbers: dataset name and fingerprint, split, list lengths, seen-item
             switch, users, seeds, versions, hardware, seconds.
@@ -95,6 +98,8 @@ def compare(
 ) -> dict[str, Difference]:
     """Compare two results by a paired bootstrap over users: for every shared metric, ``first - second``.
 
+    A metric that no user has in both results (a collapse metric, where one model has a single interest) is left out.
+
     Raises:
         ConfigError: The results are not over the same dataset, split, users and seen-item switch.
     """
@@ -111,18 +116,19 @@ def compare(
             got=f"{len(first.users)} and {len(second.users)} users, not the same",
             fix="evaluate both with the same evaluation.users and evaluation.seed",
         )
-    names = [name for name in first.users.columns if "@" in name and name in second.users.columns]
     out = {}
-    for name in names:
+    for name, kind in first.users.schema.items():
+        if not kind.is_float() or name not in second.users.columns:
+            continue
         first_U = first.users[name].fill_null(float("nan")).to_numpy()
         second_U = second.users[name].fill_null(float("nan")).to_numpy()
-        out[name] = paired(first_U, second_U, resamples=resamples, confidence=confidence, seed=seed)
+        if np.isfinite(first_U + second_U).any():
+            out[name] = paired(first_U, second_U, resamples=resamples, confidence=confidence, seed=seed)
     return out
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:
     """Return versions and hardware, for the settings of a result."""
-    import numpy as np
     import torch
 
     import gemirec

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemirec.evaluation.evolution import new_category_recall
 from gemirec.evaluation.metrics import accuracy, category_diversity, coverage, gini, rank_targets
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import polars as pl
     from numpy.typing import NDArray
 
     from gemirec.data.batches import EvalWindows
     from gemirec.data.dataset import Dataset
+    from gemirec.evaluation.metrics import TargetRanks
     from gemirec.retrieval.merge import Merged
 
 
@@ -35,6 +39,9 @@ class BlockTable:
     users: int = 0
     blocks: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
     exposure: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    new_hits: dict[int, int] = field(default_factory=dict)
+    new_users: int = 0
+    new_targets: int = 0
     metric_names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -46,8 +53,8 @@ class BlockTable:
         for n in self.top_n:
             self.exposure[n] = np.zeros(self.dataset.num_items + 1, dtype=np.int64)
 
-    def add(self, windows: EvalWindows, merged: Merged) -> None:
-        """Measure one block."""
+    def add(self, windows: EvalWindows, merged: Merged, extra: Mapping[str, NDArray[np.float64]]) -> None:
+        """Measure one block; ``extra`` are ``[B]`` metrics measured elsewhere."""
         id_BF, score_BF = merged.id_BN.cpu().numpy(), merged.score_BN.cpu().numpy()
         target_E, offset_B1 = windows.target_E.numpy(), windows.target_offset_B1.numpy()
         complete = id_BF.shape[1] >= self.dataset.num_items
@@ -58,6 +65,7 @@ class BlockTable:
             self.exposure[n] += np.bincount(shown[shown > 0], minlength=self.dataset.num_items + 1)
             if self.category_N is not None:
                 found[f"diversity@{n}"] = category_diversity(shown, self.category_N)
+        found |= self._evolution(windows, ranks) | dict(extra)
         self.metric_names = list(found)
         last = self.top_n[-1]
         found["user"] = windows.user_B.numpy()
@@ -69,6 +77,18 @@ class BlockTable:
         for name, value in found.items():
             self.blocks.setdefault(name, []).append(value)
         self.users += len(id_BF)
+
+    def _evolution(self, windows: EvalWindows, ranks: TargetRanks) -> dict[str, NDArray[np.float64]]:
+        """Return ``cur@n`` of a block and count its hits; nothing without categories."""
+        if self.category_N is None:
+            return {}
+        seen_E, seen_offset_B1 = windows.seen_E.numpy(), windows.seen_offset_B1.numpy()
+        new = new_category_recall(ranks, seen_E, seen_offset_B1, self.category_N, self.top_n)
+        self.new_users += int((new.targets_B > 0).sum())
+        self.new_targets += int(new.targets_B.sum())
+        for n, hits_B in new.hits.items():
+            self.new_hits[n] = self.new_hits.get(n, 0) + int(hits_B.sum())
+        return new.recall()
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one column over all users."""
@@ -86,6 +106,8 @@ class BlockTable:
         for n, exposure_N in self.exposure.items():
             out[f"coverage@{n}"] = coverage(exposure_N[1:])
             out[f"gini@{n}"] = gini(exposure_N[1:])
+        if self.new_targets:
+            out |= {f"cur_micro@{n}": hits / self.new_targets for n, hits in self.new_hits.items()}
         return out
 
     def counts(self) -> dict[str, Any]:
@@ -95,6 +117,9 @@ class BlockTable:
             "targets": targets,
             "users_without_history": int((self.column("history_length") == 0).sum()),
             "seen_target_share": round(int(self.column("seen_targets").sum()) / targets, 6),
+            "item_categories": self.category_N is not None,
+            "cur_users": self.new_users,
+            "cur_targets": self.new_targets,
         }
 
     def table(self) -> pl.DataFrame:
