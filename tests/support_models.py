@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gemirec.config import merge
 from gemirec.data.dataset import Dataset, DataSpec
-from gemirec.models.base import Histories, RetrievalModel, TrainBatch
+from gemirec.models.base import Histories, RetrievalModel, Stage, TrainBatch
 from gemirec.models.catalog import build_model
+from gemirec.training.schedule import frozen, plan_stages
 
 _WIDE: dict[str, Any] = {"dim": 16, "max_length": 12}
 TINY: dict[str, dict[str, Any]] = {
@@ -30,6 +32,19 @@ TINY: dict[str, dict[str, Any]] = {
         "loss": {"num_negatives": 40},
     },
     "comirec_sa": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
+    "gemirec": {
+        **_WIDE,
+        "num_interests": 3,
+        "epsilon": 2,
+        "quantizer": {"sizes": [6, 3], "code_dim": 4, "hidden": 16},
+        "decoder": {"layers": 1, "heads": 2, "hidden": 8},
+        "tower": {"hidden": 32, "layers": 1},
+        "fusion": {"hidden": 32},
+        "feature_dim": 4,
+        "hard_negatives": 3,
+        "easy_negatives": 3,
+        "loss": {"num_negatives": 40},
+    },
 }
 """A small config of every model; a test holds the names equal to the catalogue's."""
 
@@ -38,6 +53,27 @@ def tiny(name: str, spec: DataSpec, *, seed: int = 0, **over: Any) -> RetrievalM
     """Build the tiny model ``name`` with ``over`` laid on its config, seeded."""
     torch.manual_seed(seed)
     return build_model(name, merge(TINY[name], over), spec)
+
+
+def begin(model: RetrievalModel, stage: Stage, *, seed: int = 0) -> None:
+    """Run what a stage starts with, seeded."""
+    if stage.on_start is not None:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            getattr(model, stage.on_start)()
+
+
+def ready(name: str, spec: DataSpec, *, seed: int = 0, **over: Any) -> RetrievalModel:
+    """The tiny model at the start of its last stage: what is served and trained from there on."""
+    model = tiny(name, spec, seed=seed, **over)
+    for stage in model.stages:
+        begin(model, stage)
+    return model
+
+
+def loss_of(model: RetrievalModel, batch: TrainBatch) -> Tensor:
+    """The weighted loss of the last stage."""
+    return model.losses(batch, model.stages[-1].name).total()
 
 
 def sequences(dataset: Dataset) -> list[Any]:
@@ -87,14 +123,17 @@ def held_out(dataset: Dataset, max_length: int) -> Histories:
 
 
 def fit(model: RetrievalModel, dataset: Dataset, *, steps: int, learning_rate: float = 0.01) -> Iterator[float]:
-    """Adam for some steps; yields the loss of each."""
+    """Adam for some steps, divided among the stages by their shares; yields the loss of each step."""
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, foreach=False)
     model.train()
-    for step in range(steps):
-        torch.manual_seed(step)
-        optimizer.zero_grad()
-        loss = model.losses(train_batch(dataset, model.max_length, step=step), "train").total()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        yield loss.item()
+    for span in plan_stages(model.stages, steps):
+        begin(model, span.stage, seed=span.start)
+        with frozen(model, span.stage):
+            for step in range(span.start, span.end):
+                torch.manual_seed(step)
+                optimizer.zero_grad()
+                loss = model.losses(train_batch(dataset, model.max_length, step=step), span.stage.name).total()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                yield loss.item()
     model.eval()
