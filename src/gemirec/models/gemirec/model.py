@@ -111,12 +111,15 @@ class GemiRec(TableModel):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The paper's three stages; preset categories need no second one."""
+        """The paper's three stages; preset categories need no second one. What a stage does not train is frozen."""
         config = self.config
-        idle = () if config.joint or config.dictionary == "categories" else ("dictionary.",)
-        apart = tuple(name for name, module in self.named_children() if name != "dictionary" and _learns(module))
+        parts = [name for name, module in self.named_children() if _learns(module)]
+        later = tuple(name for name in parts if name in ("dictionary", "decoder", "generator_features"))
+        apart = tuple(name for name in parts if name != "dictionary")
+        fixed = config.dictionary == "learned" and not config.joint
+        idle = tuple(name for name in parts if name == "placeholder" or (name == "dictionary" and fixed))
         stages = [
-            Stage(RETRIEVAL, config.retrieval_share),
+            Stage(RETRIEVAL, config.retrieval_share, frozen=later),
             Stage(DICTIONARY, config.dictionary_share, frozen=apart, on_start="start_dictionary"),
             Stage(JOINT, config.joint_share, frozen=idle, on_start="start_joint"),
         ]
