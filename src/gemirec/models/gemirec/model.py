@@ -141,15 +141,21 @@ class GemiRec(TableModel):
         self.phase.fill_(2)
         self.refresh()
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Assign every item to its interest in the dictionary as it is now."""
+        self.interest_N.copy_(self._assign_all())
+
+    @torch.no_grad()
+    def _assign_all(self) -> Tensor:
         item_N = torch.arange(len(self.interest_N), device=self.interest_N.device)
-        self.interest_N.copy_(self.dictionary.assign(item_N, self._items()))
+        return self.dictionary.assign(item_N, self._items())
 
     def diagnostics(self) -> dict[str, float]:
         """Return the dictionary's health (:func:`gemirec.components.codes.health`); nothing before it exists."""
-        return self.dictionary.health(self.item_interests()) if int(self.phase) else {}
+        phase = int(self.phase)
+        if phase == 0:
+            return {}
+        return self.dictionary.health(self.item_interests() if phase == 2 else self._assign_all())
 
     def alarm(self) -> str | None:
         """Return one sentence if the dictionary has collapsed."""
@@ -172,10 +178,7 @@ class GemiRec(TableModel):
     @torch.no_grad()
     def item_interests(self) -> Tensor:
         """Return the flat index ``[N + 1]`` of every item's interest, as the model uses it now; row 0 means nothing."""
-        if self.config.refresh_every != 1:
-            return self.interest_N
-        item_N = torch.arange(len(self.interest_N), device=self.interest_N.device)
-        return self.dictionary.assign(item_N, self._items())
+        return self.interest_N if self.config.refresh_every != 1 else self._assign_all()
 
     def _interests_of(self, item_X: Tensor, vector_XD: Tensor) -> Tensor:
         """Return the flat index ``[...]`` of the interests of some items."""
