@@ -14,6 +14,7 @@ from gemirec.models.common import Count, PositiveFloat, Probability, TableModelC
 
 CountOrZero = Annotated[int, Meta(ge=0)]
 Weight = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 
 
 class TowerConfig(Config, frozen=True, kw_only=True):
@@ -91,6 +92,9 @@ class GemiRecConfig(TableModelConfig, frozen=True, kw_only=True):
     training and serving see the same."""
     positions: Positions = "last"
     """Train the retriever on the target of each window alone (inferred), or on the next item of ``all`` positions."""
+    interest_positions: Share = 1.0
+    """Share of the labelled positions, drawn anew at each step, that the interests' loss uses in the joint stage
+    (ours): with K interests a position costs K times as much there as elsewhere."""
     hard_negatives: CountOrZero = 10
     """Interest negatives: the generator's most probable ones (number inferred). With ``train_interests: label``."""
     easy_negatives: CountOrZero = 10

@@ -16,6 +16,7 @@ positions, J interest negatives, N items, F categorical and G numeric features, 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -352,6 +353,7 @@ class GemiRec(TableModel):
         self, terms: LossTerms, wide: Histories, batch: TrainBatch, labels: Labels, user_PD: Tensor
     ) -> None:
         """Add ``L_MIRM``, with the target's interest or with those that would be served."""
+        labels, user_PD = self._some(labels, user_PD, batch)
         with torch.no_grad():
             state_PX = self._states(wide, labels.row_P, labels.state_P)
         if self.config.train_interests == "served":
@@ -365,6 +367,15 @@ class GemiRec(TableModel):
             score_PJ = self._interest_negatives(state_PX, own_P, user_PD, self._normalize(target_PD), batch)
             loss = self._rank(fused_PKD, labels, batch, negative_PJ=score_PJ)
         terms.add("retrieval", loss, self.config.retrieval_weight)
+
+    def _some(self, labels: Labels, user_PD: Tensor, batch: TrainBatch) -> tuple[Labels, Tensor]:
+        """Return the share ``interest_positions`` of the labelled positions, drawn by the batch's generator."""
+        count = len(user_PD)
+        kept = math.ceil(self.config.interest_positions * count)
+        if kept == count:
+            return labels, user_PD
+        row_Q = torch.randperm(count, generator=batch.generator)[:kept].sort().values.to(user_PD.device)
+        return Labels(*(part[row_Q] for part in labels)), user_PD[row_Q]
 
     def _chosen(self, chosen: Selected, user_PD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the fused vectors ``[P, K, D]`` of selected interests and which of them exist."""
