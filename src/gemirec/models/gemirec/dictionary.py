@@ -39,11 +39,12 @@ class LearnedDictionary(nn.Module):
                 got="quantizer.init: category",
                 fix="prepare with an item table that has a category column, or set quantizer.init=kmeans",
             )
-        if spec.num_items < max(config.sizes):
+        most = min(spec.num_items, config.kmeans_sample or spec.num_items)
+        if most < max(config.sizes):
             raise ConfigError(
-                "the dictionary has a level with more codes than there are items",
-                got=f"sizes {list(config.sizes)}, {spec.num_items} items",
-                fix=f"set model.quantizer.sizes to at most {spec.num_items} codes per level",
+                "the dictionary has a level with more codes than there are items to start them from",
+                got=f"sizes {list(config.sizes)}, {spec.num_items} items, kmeans_sample {config.kmeans_sample}",
+                fix=f"set model.quantizer.sizes to at most {most} codes per level",
             )
         self.quantizer = ResidualQuantizer(config, dim)
         self.sizes, self.width = self.quantizer.sizes, self.quantizer.width
