@@ -43,7 +43,7 @@ TINY: dict[str, dict[str, Any]] = {
         "feature_dim": 4,
         "hard_negatives": 3,
         "easy_negatives": 3,
-        "loss": {"num_negatives": 40},
+        "loss": {"negatives": "in_batch", "log_q": False, "readout": "best", "num_negatives": 40},
     },
 }
 """A small config of every model; a test holds the names equal to the catalogue's."""
@@ -74,6 +74,14 @@ def ready(name: str, spec: DataSpec, *, seed: int = 0, **over: Any) -> Retrieval
 def loss_of(model: RetrievalModel, batch: TrainBatch) -> Tensor:
     """The weighted loss of the last stage."""
     return model.losses(batch, model.stages[-1].name).total()
+
+
+def shake(model: RetrievalModel, scale: float = 0.3) -> None:
+    """Move every parameter, so that angles and lengths of vectors both show, and states that lag behind."""
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            generator = torch.Generator().manual_seed(len(key))
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
 def sequences(dataset: Dataset) -> list[Any]:

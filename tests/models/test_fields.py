@@ -18,7 +18,7 @@ from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.errors import ConfigError
 from gemirec.models.base import RetrievalModel
 from gemirec.models.catalog import MODELS, PROFILES, build_model, config_class, load_profile, model_class, model_table
-from support_models import TINY, begin, right_padded, sequences, train_batch
+from support_models import TINY, begin, right_padded, sequences, shake, train_batch
 
 COMPANY: dict[str, dict[str, Any]] = {
     "item_std": {"item_init": "normal"},
@@ -86,14 +86,6 @@ def value_of(config: Config, name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return value
-
-
-def shake(model: RetrievalModel, scale: float) -> None:
-    """Move every parameter, so that angles and lengths of vectors both show, and states that lag behind."""
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            generator = torch.Generator().manual_seed(len(key))
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
 def fingerprint(model: RetrievalModel, dataset: Dataset) -> dict[str, torch.Tensor]:
