@@ -15,6 +15,7 @@ from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, TrainBatch
 from gemirec.models.gemirec import GemiRec
+from gemirec.models.gemirec.tower import Users
 from support_models import held_out, ready, right_padded, sequences, shake, tiny, train_batch
 
 Array = NDArray[np.float64]
@@ -125,6 +126,30 @@ def test_the_generators_and_the_dictionarys_loss(planted: Dataset, spec: DataSpe
     assert model.losses(batch, "dictionary").total().item() == pytest.approx(parts["dictionary"], rel=1e-6)
 
 
+def users_of(vector_BD: torch.Tensor) -> Users:
+    """Users whose histories the fusion does not read."""
+    return Users(vector_BD, vector_BD.new_zeros(len(vector_BD), 0, vector_BD.shape[1]), torch.ones(0))
+
+
+def test_attending_adds_the_history_as_the_interest_sees_it(spec: DataSpec) -> None:
+    """NumPy: the normalised mean of the items, weighted by a softmax of cosines with the interest's direction."""
+    model = shaken(spec, fusion={"kind": "residual", "attend": 0.5, "sharpness": 3.0})
+    plain, rng = Plain(model), np.random.default_rng(0)
+    interest, user, item = rng.normal(size=(5, 3, 8)), rng.normal(size=(5, 16)), rng.normal(size=(5, 4, 16))
+    mask = np.arange(4) < np.array([1, 2, 3, 4, 4])[:, None]
+    both = np.concatenate([interest, np.repeat(user[:, None], 3, axis=1)], axis=2)
+    direction = interest @ plain.p["fusion.project.weight"].T
+    base = user[:, None] + plain.p["fusion.gate"] * (plain.mlp("fusion", both, ("inner", "outer")) + direction)
+    unit = direction / np.linalg.norm(direction, axis=2, keepdims=True)
+    score = plain.p["fusion.sharpness"] * unit @ (item / np.linalg.norm(item, axis=2, keepdims=True)).swapaxes(1, 2)
+    weight = np.exp(score) * mask[:, None]
+    pooled = (weight / weight.sum(2, keepdims=True)) @ item
+    expected = base + plain.p["fusion.attend"] * pooled / np.linalg.norm(pooled, axis=2, keepdims=True)
+    users = Users(torch.from_numpy(user).float(), torch.from_numpy(item).float(), torch.from_numpy(mask))
+    got = model.fusion(torch.from_numpy(interest).float(), users)
+    np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["mlp", "residual"])
 def test_fusion_is_the_network_of_the_concatenation(kind: str, spec: DataSpec) -> None:
     model = shaken(spec, fusion={"kind": kind})
@@ -134,7 +159,7 @@ def test_fusion_is_the_network_of_the_concatenation(kind: str, spec: DataSpec) -
     expected = plain.mlp("fusion", both, ("inner", "outer"))
     if kind == "residual":
         expected = user[:, None] + plain.p["fusion.gate"] * (expected + interest @ plain.p["fusion.project.weight"].T)
-    got = model.fusion(torch.from_numpy(interest).float(), torch.from_numpy(user).float())
+    got = model.fusion(torch.from_numpy(interest).float(), users_of(torch.from_numpy(user).float()))
     np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -144,7 +169,7 @@ def test_a_residual_fusion_begins_as_the_user_and_the_sum_of_its_codes(spec: Dat
     assert isinstance(model, GemiRec)
     interest, user = torch.randn(4, 2, 32), torch.randn(4, 16)
     expected = user[:, None] + 0.3 * (interest[..., :16] + interest[..., 16:])
-    torch.testing.assert_close(model.fusion(interest, user), expected)
+    torch.testing.assert_close(model.fusion(interest, users_of(user)), expected)
 
 
 @pytest.mark.parametrize("kind", ["mean", "causal"])
@@ -198,7 +223,7 @@ def test_serving_is_to_select_and_to_fuse(over: dict[str, Any], planted: Dataset
     assert torch.equal(unflatten(chosen.index_Bk.clamp(min=0), (6, 3))[whole.mask_BK[:, kept:]],
                        whole.code_BKC[:, kept:][whole.mask_BK[:, kept:]])  # fmt: skip
     torch.testing.assert_close(whole.weight_BK[:, kept:], chosen.logp_Bk.exp())
-    user = model.user_vectors(histories)[0].detach().double().numpy()
+    user = model.users(histories).vector_BD[0].detach().double().numpy()
     first = plain.fused(int(chosen.index_Bk[0, 0]), user)
     if kept:
         first = plain.mlp("fusion", np.concatenate([np.zeros(8), user]), ("inner", "outer"))

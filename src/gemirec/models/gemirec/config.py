@@ -46,6 +46,12 @@ class FusionConfig(Config, frozen=True, kw_only=True):
     """Hidden width of the network."""
     gate: PositiveFloat = 0.3
     """Start of the learned gate g of ``residual``."""
+    attend: Weight = 0.0
+    """Start of the learned weight with which ``residual`` adds the L2-normalised mean of the history's items, weighted
+    by a softmax of their similarity to the interest (ours): what the user's one vector has mixed, the interest picks
+    out again. 0 leaves it out."""
+    sharpness: PositiveFloat = 5.0
+    """Start of the learned factor on those cosine similarities. With ``attend``."""
 
 
 class GemiRecConfig(TableModelConfig, frozen=True, kw_only=True):

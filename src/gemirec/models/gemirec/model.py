@@ -33,7 +33,7 @@ from gemirec.models.base import Histories, Interests, LossTerms, Stage, TrainBat
 from gemirec.models.common import TableModel, widen
 from gemirec.models.gemirec.config import GemiRecConfig
 from gemirec.models.gemirec.dictionary import CategoryDictionary, LearnedDictionary
-from gemirec.models.gemirec.tower import Fusion, UserTower
+from gemirec.models.gemirec.tower import Fusion, Users, UserTower
 
 if TYPE_CHECKING:
     from gemirec.data.dataset import DataSpec
@@ -187,10 +187,12 @@ class GemiRec(TableModel):
             return self.interest_N[item_X]
         return self.dictionary.assign(item_X, vector_XD)
 
-    def user_vectors(self, histories: Histories) -> Tensor:
-        """Return the user tower's vectors ``[B, D]``; an empty history gives zero."""
+    def users(self, histories: Histories) -> Users:
+        """Return the user tower's vectors, zero for an empty history, and what else the fusion reads."""
         wide = widen(histories, self.max_length)
-        return last_state(self.tower(self._items(wide.item_BL), _profile(self.tower_features, wide)), wide.mask_BL)
+        item_BLD = self._items(wide.item_BL)
+        state_BLD = self.tower(item_BLD, _profile(self.tower_features, wide))
+        return Users(last_state(state_BLD, wide.mask_BL), item_BLD, wide.mask_BL)
 
     def interests(self, histories: Histories) -> Interests:
         """Return the fused vectors of the interests that the user is given; a zero one for an empty history."""
@@ -202,7 +204,7 @@ class GemiRec(TableModel):
         """Return ``[B, 1, D]``: the user fused with the placeholder, which is what stage 1 trains."""
         last_B1 = (histories.length_B - 1).clamp(min=0)[:, None]
         placeholder_BE = self._placeholder(histories.item_BL.gather(1, last_B1)[:, 0])
-        fused_BKD = self.fusion(placeholder_BE[:, None], self.user_vectors(histories))
+        fused_BKD = self.fusion(placeholder_BE[:, None], self.users(histories))
         return fused_BKD * (histories.length_B > 0)[:, None, None], None
 
     def fused(self, histories: Histories, chosen: Selected) -> Interests:
@@ -217,12 +219,12 @@ class GemiRec(TableModel):
             without any interest, have one vector.
         """
         index_BK, logp_BK = chosen.index_Bk, chosen.logp_Bk
-        user_BD = self.user_vectors(histories)
+        users = self.users(histories)
         code_BKC = self.code_MC[index_BK.clamp(min=0)].masked_fill((index_BK < 0)[:, :, None], -1)
-        vector_BKD = self.fusion(self.dictionary.embed(code_BKC.clamp(min=0)), user_BD)
+        vector_BKD = self.fusion(self.dictionary.embed(code_BKC.clamp(min=0)), users)
         mask_BK, weight_BK = index_BK >= 0, logp_BK.exp()
         if self.config.keep_user_vector:
-            vector_BKD = torch.cat([self._plain(user_BD)[:, None], vector_BKD], dim=1)
+            vector_BKD = torch.cat([self._plain(users)[:, None], vector_BKD], dim=1)
             mask_BK = F.pad(mask_BK, (1, 0), value=True)
             weight_BK = torch.cat([1 - weight_BK.sum(dim=1, keepdim=True).clamp(max=1), weight_BK], dim=1)
             code_BKC = F.pad(code_BKC, (0, 0, 1, 0), value=-1)
@@ -232,10 +234,11 @@ class GemiRec(TableModel):
         vector_BKD = self._normalize(vector_BKD).float() * (mask_BK & present_B1)[:, :, None]
         return Interests(vector_BKD, mask_BK, weight_BK.float(), code_BKC)
 
-    def _plain(self, user_BD: Tensor) -> Tensor:
-        """Return the user's own vectors as they are compared with items: fused with no interest."""
-        nothing_BKE = user_BD.new_zeros(len(user_BD), 1, self.dictionary.width)
-        return self.fusion(nothing_BKE, user_BD)[:, 0]
+    def _plain(self, users: Users) -> Tensor:
+        """Return the users' own vectors ``[B, D]`` as they are compared with items: fused with no interest."""
+        nothing_BKE = users.vector_BD.new_zeros(len(users.vector_BD), 1, self.dictionary.width)
+        fused_BKD: Tensor = self.fusion(nothing_BKE, users)
+        return fused_BKD[:, 0]
 
     # --- the generator --------------------------------------------------------------------------------------------
 
@@ -296,21 +299,27 @@ class GemiRec(TableModel):
         if stage == DICTIONARY:
             self._add_dictionary(terms, labels, batch, weight=1.0)
             return terms
-        user_BLD = self.tower(self._items(wide.item_BL), _profile(self.tower_features, wide))
-        user_PD = user_BLD[labels.row_P, labels.state_P - 1]
+        users = self._prefixes(wide, labels)
         if stage == RETRIEVAL:
             embedding_PE = self._placeholder(labels.item_P)
-            terms.add("retrieval", self._rank(self.fusion(embedding_PE[:, None], user_PD), labels, batch))
+            terms.add("retrieval", self._rank(self.fusion(embedding_PE[:, None], users), labels, batch))
             return terms
         self._count_joint_step()
         if isinstance(self.dictionary, LearnedDictionary) and self.config.joint:
             self._add_dictionary(terms, labels, batch, weight=self.config.dictionary_weight)
         self._add_generator(terms, wide, batch)
         if self.config.user_weight:
-            own_PKD = self._plain(user_PD)[:, None]
+            own_PKD = self._plain(users)[:, None]
             terms.add("user", self._rank(own_PKD, labels, batch), self.config.user_weight)
-        self._add_retrieval(terms, wide, batch, labels, user_PD)
+        self._add_retrieval(terms, wide, batch, labels, users)
         return terms
+
+    def _prefixes(self, wide: Histories, labels: Labels) -> Users:
+        """Return the user at each labelled position: who had read the items up to there and no more."""
+        item_BLD = self._items(wide.item_BL)
+        state_BLD = self.tower(item_BLD, _profile(self.tower_features, wide))
+        read_PL = torch.arange(item_BLD.shape[1], device=item_BLD.device) < labels.state_P[:, None]
+        return Users(state_BLD[labels.row_P, labels.state_P - 1], item_BLD[labels.row_P], read_PL)
 
     def _labels(self, wide: Histories, batch: TrainBatch, window: int, positions: Any) -> Labels:
         """Return the labelled positions of a batch, weighted by the examples' weights."""
@@ -350,44 +359,44 @@ class GemiRec(TableModel):
         terms.add("generator", _mean(loss_P, labels.weight_P), self.config.generator_weight)
 
     def _add_retrieval(
-        self, terms: LossTerms, wide: Histories, batch: TrainBatch, labels: Labels, user_PD: Tensor
+        self, terms: LossTerms, wide: Histories, batch: TrainBatch, labels: Labels, users: Users
     ) -> None:
         """Add ``L_MIRM``, with the target's interest or with those that would be served."""
-        labels, user_PD = self._some(labels, user_PD, batch)
+        labels, users = self._some(labels, users, batch)
         with torch.no_grad():
             state_PX = self._states(wide, labels.row_P, labels.state_P)
         if self.config.train_interests == "served":
             chosen = self.select(state_PX)
-            vector_PKD, mask_PK = self._chosen(chosen, user_PD)
+            vector_PKD, mask_PK = self._chosen(chosen, users)
             loss = self._rank(vector_PKD, labels, batch, mask_PK=mask_PK)
         else:
             target_PD = self._items(labels.item_P)
             own_P = self._interests_of(labels.item_P, target_PD)
-            fused_PKD = self.fusion(self.dictionary.embed(self.code_MC[own_P])[:, None], user_PD)
-            score_PJ = self._interest_negatives(state_PX, own_P, user_PD, self._normalize(target_PD), batch)
+            fused_PKD = self.fusion(self.dictionary.embed(self.code_MC[own_P])[:, None], users)
+            score_PJ = self._interest_negatives(state_PX, own_P, users, self._normalize(target_PD), batch)
             loss = self._rank(fused_PKD, labels, batch, negative_PJ=score_PJ)
         terms.add("retrieval", loss, self.config.retrieval_weight)
 
-    def _some(self, labels: Labels, user_PD: Tensor, batch: TrainBatch) -> tuple[Labels, Tensor]:
+    def _some(self, labels: Labels, users: Users, batch: TrainBatch) -> tuple[Labels, Users]:
         """Return the share ``interest_positions`` of the labelled positions, drawn by the batch's generator."""
-        count = len(user_PD)
+        count = len(labels.row_P)
         kept = math.ceil(self.config.interest_positions * count)
         if kept == count:
-            return labels, user_PD
-        row_Q = torch.randperm(count, generator=batch.generator)[:kept].sort().values.to(user_PD.device)
-        return Labels(*(part[row_Q] for part in labels)), user_PD[row_Q]
+            return labels, users
+        row_Q = torch.randperm(count, generator=batch.generator)[:kept].sort().values.to(labels.row_P.device)
+        return Labels(*(part[row_Q] for part in labels)), users.rows(row_Q)
 
-    def _chosen(self, chosen: Selected, user_PD: Tensor) -> tuple[Tensor, Tensor]:
+    def _chosen(self, chosen: Selected, users: Users) -> tuple[Tensor, Tensor]:
         """Return the fused vectors ``[P, K, D]`` of selected interests and which of them exist."""
         mask_PK = chosen.index_Bk >= 0
-        vector_PKD = self.fusion(self.dictionary.embed(self.code_MC[chosen.index_Bk.clamp(min=0)]), user_PD)
+        vector_PKD = self.fusion(self.dictionary.embed(self.code_MC[chosen.index_Bk.clamp(min=0)]), users)
         if self.config.keep_user_vector:
-            vector_PKD = torch.cat([self._plain(user_PD)[:, None], vector_PKD], dim=1)
+            vector_PKD = torch.cat([self._plain(users)[:, None], vector_PKD], dim=1)
             mask_PK = F.pad(mask_PK, (1, 0), value=True)
         return vector_PKD, mask_PK
 
     def _interest_negatives(
-        self, state_PX: Tensor, own_P: Tensor, user_PD: Tensor, target_PD: Tensor, batch: TrainBatch
+        self, state_PX: Tensor, own_P: Tensor, users: Users, target_PD: Tensor, batch: TrainBatch
     ) -> Tensor | None:
         """Return the scores ``[P, J]`` of the target under other interests, -1e30 at its own and at repeated ones."""
         config = self.config
@@ -397,7 +406,7 @@ class GemiRec(TableModel):
         shape = (len(own_P), config.easy_negatives)
         easy_PJ = torch.randint(self.num_interests, shape, generator=batch.generator).to(own_P.device)
         other_PJ = torch.cat([hard_PJ, easy_PJ], dim=1)
-        fused_PJD = self._normalize(self.fusion(self.dictionary.embed(self.code_MC[other_PJ.clamp(min=0)]), user_PD))
+        fused_PJD = self._normalize(self.fusion(self.dictionary.embed(self.code_MC[other_PJ.clamp(min=0)]), users))
         score_PJ = torch.einsum("pjd,pd->pj", fused_PJD, target_PD)
         repeated_PJ = (other_PJ[:, :, None] == other_PJ[:, None, :]).tril(-1).any(dim=2)  # a union has each once
         return score_PJ.masked_fill((other_PJ == own_P[:, None]) | (other_PJ < 0) | repeated_PJ, -1e30)

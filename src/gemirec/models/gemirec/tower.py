@@ -1,9 +1,11 @@
 """GemiRec's user tower and fusion network.
 
-Axes: B batch, L history length, K interests, D embedding, E interest embedding, P profile, X any leading axes.
+Axes: B batch, L history length, K interests, D embedding, E interest embedding, P profile.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,24 @@ from torch.nn import functional as F
 from gemirec.components.transformer import CausalEncoder
 from gemirec.errors import ConfigError
 from gemirec.models.gemirec.config import FusionConfig, TowerConfig
+
+
+class Users(NamedTuple):
+    """What the fusion reads of B users.
+
+    Attributes:
+        vector_BD: ``[B, D]`` the tower's vectors.
+        item_BLD: ``[B, L, D]`` item vectors of their histories.
+        mask_BL: ``[B, L]`` bool, true at the items that count.
+    """
+
+    vector_BD: Tensor
+    item_BLD: Tensor
+    mask_BL: Tensor
+
+    def rows(self, row_Q: Tensor) -> Users:
+        """Return the users of some rows."""
+        return Users(*(part[row_Q] for part in self))
 
 
 class UserTower(nn.Module):
@@ -100,9 +120,12 @@ class Fusion(nn.Module):
             if width % dim == 0:  # codes of the items' own space: begin with their sum
                 with torch.no_grad():
                     self.project.weight.copy_(torch.eye(dim).repeat(1, width // dim))
+        self.attend = nn.Parameter(torch.tensor(config.attend)) if config.attend else None
+        self.sharpness = nn.Parameter(torch.tensor(config.sharpness)) if config.attend else None
 
-    def forward(self, interest_BKE: Tensor, user_BD: Tensor) -> Tensor:
-        """Return the fused vectors ``[B, K, D]`` of interests ``[B, K, E]`` and users ``[B, D]``."""
+    def forward(self, interest_BKE: Tensor, users: Users) -> Tensor:
+        """Return the fused vectors ``[B, K, D]`` of interests with embeddings ``[B, K, E]``."""
+        user_BD = users.vector_BD
         dim = user_BD.shape[1]
         # inner([e; u]) without building the concatenation: the user's part is computed once, not K times
         interest_weight, user_weight = self.inner.weight.split([interest_BKE.shape[2], dim], dim=1)
@@ -111,4 +134,11 @@ class Fusion(nn.Module):
         out_BKD: Tensor = self.outer(hidden_BKH)
         if self.kind == "mlp":
             return out_BKD
-        return user_BD[:, None] + self.gate * (self.project(interest_BKE) + out_BKD)
+        direction_BKD = self.project(interest_BKE)
+        fused_BKD = user_BD[:, None] + self.gate * (direction_BKD + out_BKD)
+        if self.attend is None or self.sharpness is None:
+            return fused_BKD
+        item_BLD = users.item_BLD
+        score_BKL = self.sharpness * (F.normalize(direction_BKD, dim=2) @ F.normalize(item_BLD, dim=2).transpose(1, 2))
+        weight_BKL = torch.softmax(score_BKL.float().masked_fill(~users.mask_BL[:, None], -1e9), dim=2)
+        return fused_BKD + self.attend * F.normalize(weight_BKL.to(item_BLD.dtype) @ item_BLD, dim=2)
