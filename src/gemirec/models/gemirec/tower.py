@@ -120,8 +120,9 @@ class Fusion(nn.Module):
             if width % dim == 0:  # codes of the items' own space: begin with their sum
                 with torch.no_grad():
                     self.project.weight.copy_(torch.eye(dim).repeat(1, width // dim))
-        self.attend = nn.Parameter(torch.tensor(config.attend)) if config.attend else None
-        self.sharpness = nn.Parameter(torch.tensor(config.sharpness)) if config.attend else None
+        attends = config.kind == "residual" and config.attend > 0
+        self.attend = nn.Parameter(torch.tensor(config.attend)) if attends else None
+        self.sharpness = nn.Parameter(torch.tensor(config.sharpness)) if attends else None
 
     def forward(self, interest_BKE: Tensor, users: Users) -> Tensor:
         """Return the fused vectors ``[B, K, D]`` of interests with embeddings ``[B, K, E]``."""
