@@ -45,6 +45,9 @@ COMPANY: dict[str, dict[str, Any]] = {
     "tower.heads": {"tower": {"kind": "causal"}},
     "tower.dropout": {"tower": {"kind": "causal"}},
     "fusion.gate": {"fusion": {"kind": "residual"}},
+    "fusion.attend": {"fusion": {"kind": "residual"}},
+    "fusion.sharpness": {"fusion": {"kind": "residual", "attend": 0.5}},
+    "interest_positions": {"interest_positions": 0.5},  # the default is all, and there are no more
 }
 
 
@@ -96,7 +99,7 @@ def fingerprint(model: RetrievalModel, dataset: Dataset) -> dict[str, torch.Tens
         out[f"stage {number} {stage.name} {stage.on_start} {stage.frozen}"] = torch.tensor(stage.share)
         begin(model, stage)
         out |= {f"{stage.name} state {key}": value.clone() for key, value in model.state_dict().items()}
-        for step in range(1 if len(model.stages) == 1 else 3):
+        for step in range(1 if len(model.stages) == 1 else 2):
             torch.manual_seed(0)
             model.zero_grad()
             loss = model.train().losses(train_batch(dataset, model.max_length), stage.name).total()
@@ -105,7 +108,7 @@ def fingerprint(model: RetrievalModel, dataset: Dataset) -> dict[str, torch.Tens
                 loss.backward()  # type: ignore[no-untyped-call]
             gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
             out |= {f"{stage.name} {step} gradient {key}": gradient for key, gradient in gradients.items()}
-            if step < 2 and len(model.stages) > 1:
+            if step == 0 and len(model.stages) > 1:
                 shake(model, 0.05)
     model.eval()
     batch = train_batch(dataset, model.max_length, step=1)
