@@ -6,6 +6,8 @@ resumed gives, on the CPU, bit for bit the weights of the uninterrupted run.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from gemirec.data.dataset import Dataset
     from gemirec.models.base import RetrievalModel
     from gemirec.training.progress import ProgressCallback
+
+logger = logging.getLogger("gemirec")
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,7 @@ class TrainingLoop:
         self.random = StepRandomness(config.seed, accelerator.process_index, accelerator.device)
         self.window = LossWindow()
         self.value: float | None = None
+        self.alarmed: set[str] = set()
         self.validator = Validator(model, dataset, config, accelerator)
 
     def _resume(self) -> TrainState:
@@ -243,15 +248,18 @@ class TrainingLoop:
         self.state.step = step + 1
 
     def _after_step(self, span: StageSpan, *, last_stage: bool) -> None:
-        """Log, validate and write a checkpoint where they are due."""
+        """Log, validate, look inside the model and write a checkpoint where they are due."""
         config, step = self.config, self.state.step
         ends = step == span.end
         validates = self.validator.present and (_due(step, config.eval_every) or (ends and last_stage))
+        looks = ends or _due(step, config.eval_every)
         saves = ends or _due(step, config.checkpoint_every)
-        if not (validates or saves or _due(step, config.log_every)):
+        if not (looks or saves or _due(step, config.log_every)):
             return
         self._report(span.stage.name)
         best = self._validate(span.stage.name, last_stage=last_stage) if validates else False
+        if looks:
+            self._look_inside(span.stage.name)
         if saves or best or self.state.stopped:
             self._save(best=best)
         self.window.restart_clock()
@@ -293,6 +301,17 @@ class TrainingLoop:
             self.tracker.log("valid", self.state.step, stage, {**metrics, "seconds": time.perf_counter() - start})
         self.value = metrics[self.config.metric]
         return self.validator.update(self.state, self.value) if last_stage else False
+
+    def _look_inside(self, stage: str) -> None:
+        """Log the model's diagnostics, and warn once per stage if its inner state has gone wrong."""
+        if self.tracker is None or not (found := self.model.diagnostics()):
+            return
+        alarm = self.model.alarm()
+        finite = {name: value for name, value in found.items() if math.isfinite(value)}  # JSON has no infinity
+        self.tracker.log("health", self.state.step, stage, {**finite, "alarm": float(alarm is not None)})
+        if alarm is not None and stage not in self.alarmed:
+            self.alarmed.add(stage)
+            logger.warning("stage %s, step %d: %s", stage, self.state.step, alarm)
 
     def _save(self, *, best: bool) -> None:
         """Write a checkpoint; without validation the newest is the best."""

@@ -3,6 +3,9 @@
 One JSON object per line. Training lines: ``kind`` "train", ``step``, ``stage``, ``loss`` (weighted total),
 ``loss/<term>`` of every term (unweighted mean since the line before), ``lr``, ``item_lr``, ``examples_per_s``.
 Validation lines: ``kind`` "valid", ``step``, ``stage``, every metric, ``seconds``.
+Health lines: ``kind`` "health", ``step``, ``stage``, every finite number of the model's ``diagnostics``, and ``alarm``:
+1 if the model says that its inner state has gone wrong, else 0. Models that have diagnostics (GemiRec, once there is a
+dictionary) write them every ``training.eval_every`` steps and at the end of each stage.
 """
 
 from __future__ import annotations
