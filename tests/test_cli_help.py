@@ -13,7 +13,18 @@ import typer
 import gemirec
 from gemirec.cli import app
 
-VERBS = ("prepare", "simulate", "train", "evaluate", "recommend", "demo", "doctor")
+VERBS = (
+    "prepare",
+    "simulate",
+    "train",
+    "evaluate",
+    "recommend",
+    "cache",
+    "probe",
+    "ablate",
+    "demo",
+    "doctor",
+)
 ROOT = typer.main.get_command(app)
 
 
