@@ -40,6 +40,8 @@ class TrainingConfig(Config, frozen=True, kw_only=True):
     """Step size of the item table; ``None`` takes ``learning_rate``."""
     item_optimizer: Literal["lazy_adam", "rowwise_adagrad", "adam"] = "lazy_adam"
     """``lazy_adam`` and ``rowwise_adagrad`` touch only the rows of the step; ``adam`` is dense (the papers' choice)."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Step sizes over the run: ``constant``, or ``linear`` from their value at the first step to 0 behind the last."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the dense parameters."""
     clip_norm: float = 0.0

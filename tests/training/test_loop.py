@@ -66,6 +66,7 @@ CHANGES_WEIGHTS = {
     "item_learning_rate": 5e-3,
     "item_optimizer": "rowwise_adagrad",
     "weight_decay": 0.1,
+    "schedule": "linear",
     "clip_norm": 1e-3,
     "sampling": "events",
     "min_history": 7,
@@ -369,3 +370,14 @@ def test_an_unknown_metric_shows_before_the_first_step(planted: Dataset, tmp_pat
         fit_tiny(planted, tmp_path / "run", metric="recal@50")
     assert "recall@50" in caught.value.fix
     assert steps_of(tmp_path / "run", "train") == []
+
+
+def test_a_linear_schedule_falls_to_nothing_behind_the_last_step(planted: Dataset, tmp_path: Path) -> None:
+    """Step s of S is taken with ``lr (1 - s / S)``, the item table's own rate alike."""
+    training = {"steps": 8, "log_every": 2, "learning_rate": 0.4, "item_learning_rate": 0.8, "schedule": "linear"}
+    fit_tiny(planted, tmp_path / "run", **training)
+    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    for line in lines:
+        left = 1 - (line["step"] - 1) / 8  # the rate of the step that the line ends with
+        assert (line["lr"], line["item_lr"]) == pytest.approx((0.4 * left, 0.8 * left))
+    assert len(lines) == 4

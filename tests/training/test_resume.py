@@ -33,8 +33,15 @@ from support_training import TWO_STAGES, fit_tiny, train_and_die
 if TYPE_CHECKING:
     from gemirec.data.dataset import Dataset
 
-TRAINING: dict[str, Any] = {"steps": 60, "eval_every": 20, "checkpoint_every": 7, "log_every": 4, "batch_size": 8}
-"""Two stages, 20 and 40 steps; checkpoints at steps that are no log steps."""
+TRAINING: dict[str, Any] = {
+    "steps": 60,
+    "eval_every": 20,
+    "checkpoint_every": 7,
+    "log_every": 4,
+    "batch_size": 8,
+    "schedule": "linear",
+}
+"""Two stages, 20 and 40 steps; checkpoints at steps that are no log steps; a step size of its own at every step."""
 
 
 @pytest.fixture(scope="module")

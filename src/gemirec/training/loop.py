@@ -18,7 +18,7 @@ import torch
 from gemirec.artifacts import translate_os_errors
 from gemirec.config import TrainingConfig, to_dict
 from gemirec.training.checkpoint import Checkpoints, TrainState
-from gemirec.training.optim import build_optimizers
+from gemirec.training.optim import build_optimizers, scale_rates
 from gemirec.training.progress import Progress
 from gemirec.training.run_folder import open_run, versions
 from gemirec.training.schedule import (
@@ -29,6 +29,7 @@ from gemirec.training.schedule import (
     derive_seed,
     frozen,
     plan_stages,
+    rate_factor,
 )
 from gemirec.training.session import (
     LossModule,
@@ -239,6 +240,8 @@ class TrainingLoop:
             stage: Name of the stage.
         """
         step = self.state.step
+        if self.config.schedule != "constant":
+            scale_rates(self.optimizers, self.config, rate_factor(self.config.schedule, step, self.config.steps))
         windows = sampler.windows(step * self.accelerator.num_processes + self.accelerator.process_index)
         batch = to_train_batch(windows, self.random.at(step), self.accelerator.device)
         total, terms = losses(batch, stage)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from gemirec.components.embedding import ItemTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from gemirec.config import TrainingConfig
 
@@ -176,6 +176,14 @@ class RowwiseAdagrad(_RowOptimizer):
         sum_R = sum_N[row_R].add_(grad_RD.square().mean(dim=1))
         sum_N.index_copy_(0, row_R, sum_R)
         table.index_add_(0, row_R, grad_RD / (sum_R.sqrt() + group["eps"])[:, None], alpha=-group["lr"])
+
+
+def scale_rates(optimizers: Mapping[str, torch.optim.Optimizer], config: TrainingConfig, factor: float) -> None:
+    """Set every optimiser's step size to ``factor`` times its configured value."""
+    for name, optimizer in optimizers.items():
+        item_rate = config.item_learning_rate if name == "items" else None
+        for group in optimizer.param_groups:
+            group["lr"] = factor * (config.learning_rate if item_rate is None else item_rate)
 
 
 def item_tables(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -76,6 +76,16 @@ def plan_stages(stages: Sequence[Stage], steps: int) -> tuple[StageSpan, ...]:
     return tuple(spans)
 
 
+def rate_factor(schedule: str, step: int, steps: int) -> float:
+    """Return what every step size is multiplied by at ``step`` (from 0) of a run of ``steps``.
+
+    Example:
+        >>> [rate_factor("linear", step, 4) for step in range(4)], rate_factor("constant", 3, 4)
+        ([1.0, 0.75, 0.5, 0.25], 1.0)
+    """
+    return 1.0 - step / steps if schedule == "linear" else 1.0
+
+
 @contextlib.contextmanager
 def frozen(model: nn.Module, stage: Stage) -> Iterator[None]:
     """Switch off the gradients of the parameters that ``stage`` freezes, for the time of the block.
