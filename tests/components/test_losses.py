@@ -24,7 +24,7 @@ from gemirec.components.negatives import Negatives, Sampler
 from gemirec.config import from_dict
 from gemirec.errors import ConfigError
 
-N, D, B, K, S = 9, 5, 6, 3, 12
+N, D, B, K, S, J = 9, 5, 6, 3, 12, 4
 Array = NDArray[np.float64]
 
 
@@ -53,8 +53,12 @@ class Case:
         self.mask = rng.random((B, num_interests)) < 0.7
         self.mask[:, 0] = True
         self.weight = rng.uniform(0.5, 2, B)
+        self.further = rng.normal(size=(B, J))
+        self.further[1, 2:] = self.further[2] = -1e30
 
-    def torch_loss(self, config: LossConfig, *, mask: bool = False, weight: bool = False) -> Tensor:
+    def torch_loss(
+        self, config: LossConfig, *, mask: bool = False, weight: bool = False, further: bool = False
+    ) -> Tensor:
         loss = RetrievalLoss(config, np.ones(N + 1))
         ids, log_q = torch.from_numpy(self.ids), torch.from_numpy(self.log_q_N).float()
         target = torch.from_numpy(self.target)
@@ -70,18 +74,23 @@ class Case:
             lambda i: table[i],
             mask_BK=torch.from_numpy(self.mask) if mask else None,
             weight_B=torch.from_numpy(self.weight).float() if weight else None,
+            negative_BJ=torch.from_numpy(self.further).float() if further else None,
         )
 
-    def numpy_loss(self, config: LossConfig, *, mask: bool = False, weight: bool = False) -> float:
+    def numpy_loss(
+        self, config: LossConfig, *, mask: bool = False, weight: bool = False, further: bool = False
+    ) -> float:
         ids = self.ids
         if config.negatives == "in_batch":
             ids = self.target
         elif config.negatives == "mixed":
             ids = np.concatenate([self.target, self.ids])
-        rows = [self._row(b, ids, config, self.mask[b] if mask else None) for b in range(B)]
+        rows = [self._row(b, ids, config, self.mask[b] if mask else None, further=further) for b in range(B)]
         return float(np.average(rows, weights=self.weight if weight else None))
 
-    def _row(self, b: int, ids: NDArray[np.int64], config: LossConfig, mask: NDArray[np.bool_] | None) -> float:
+    def _row(
+        self, b: int, ids: NDArray[np.int64], config: LossConfig, mask: NDArray[np.bool_] | None, *, further: bool
+    ) -> float:
         interest = self.interest[b] if mask is None else self.interest[b][mask]
         positive = self.table[self.target[b]]
         to_positive = interest @ positive
@@ -110,7 +119,8 @@ class Case:
         s = np.array(kept)
         w = np.exp(config.beta * s) / np.exp(config.beta * s).mean() if len(s) else s
         top = own / config.temperature - (self.log_q_N[self.target[b]] if config.log_q else 0.0)
-        return float(-np.log(np.exp(top) / (np.exp(top) + (w * np.exp(s + np.array(bias))).sum())))
+        mass = (w * np.exp(s + np.array(bias))).sum() + further * np.exp(self.further[b] / config.temperature).sum()
+        return float(-np.log(np.exp(top) / (np.exp(top) + mass)))
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -191,6 +201,31 @@ def test_remi_weights_have_mean_one_and_their_gradient_flows() -> None:
     torch.testing.assert_close(
         softmax_loss(config, *same, **bias()), softmax_loss(LossConfig(log_q=False), *same, **bias())
     )
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("readout", ["hard", "best", "label_aware"])
+def test_further_negatives_join_the_denominator(variant: dict[str, Any], readout: Any) -> None:
+    """Each row's own, with neither log q nor REMI's weight; -1e30 masks one, a row without any has its plain loss."""
+    config, case = MultiInterestLossConfig(readout=readout, power=2.0, **variant), Case(4)
+    got = case.torch_loss(config, weight=True, further=True).item()
+    assert got == pytest.approx(case.numpy_loss(config, weight=True, further=True), rel=2e-5)
+    case.further = np.full((B, J), -1e30)
+    torch.testing.assert_close(case.torch_loss(config, further=True), case.torch_loss(config))
+    case.further = np.zeros((B, 0))
+    torch.testing.assert_close(case.torch_loss(config, further=True), case.torch_loss(config))
+
+
+def test_the_gradient_of_a_further_negative_is_its_share_of_the_softmax() -> None:
+    """d L_b / d s_bj = e^{s_bj} / (B Z_b); a masked one has none, and a row with nothing else stays finite."""
+    score = torch.tensor([[0.3, -1.0], [-1e30, 2.0]], requires_grad=True)
+    table = torch.zeros(2, D)
+    loss = RetrievalLoss(LossConfig(num_negatives=4, log_q=False), np.array([0, 3]))  # every candidate is a hit
+    loss(torch.ones(2, 1, D), torch.tensor([1, 1]), lambda i: table[i], negative_BJ=score).backward()  # type: ignore[no-untyped-call]
+    e = np.exp([[0.3, -1.0], [-np.inf, 2.0]])
+    expected = e / (1 + e.sum(1, keepdims=True)) / 2
+    assert score.grad is not None
+    np.testing.assert_allclose(score.grad.numpy(), expected, rtol=1e-5)
 
 
 def softmax_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
