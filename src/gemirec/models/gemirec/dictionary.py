@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from gemirec.components.codes import all_codes, flat_index, health
 from gemirec.components.quantizer import Quantized, QuantizerConfig, ResidualQuantizer
@@ -71,10 +71,17 @@ class LearnedDictionary(nn.Module):
         return quantized
 
     def after_step(self, quantized: Quantized, generator: torch.Generator | None) -> None:
-        """Count the use of codes and move dead ones, if the config asks for it."""
-        if self.quantizer.config.dead_after:
-            self.quantizer.count_use(quantized.code_BC)
-            self.quantizer.revive(quantized.residual_BCW, generator)
+        """Count the use of codes and move dead ones, if the config asks for it; the same in every process."""
+        if not self.quantizer.config.dead_after:
+            return
+        several = distributed.is_available() and distributed.is_initialized()
+        self.quantizer.count_use(quantized.code_BC)
+        if several:  # a code that any process has used is not idle
+            distributed.all_reduce(self.quantizer.idle_M, op=distributed.ReduceOp.MIN)
+        self.quantizer.revive(quantized.residual_BCW, generator)
+        if several:  # each has moved dead codes to residuals of its own batch: the first one's are taken
+            for tensor in (self.quantizer.idle_M, *self.quantizer.codebooks):
+                distributed.broadcast(tensor.detach(), src=0)
 
     def health(self, interest_N: Tensor) -> dict[str, float]:
         """Return :func:`gemirec.components.codes.health` for the items' interests ``[N + 1]``."""
