@@ -67,6 +67,9 @@ class GemiRec(TableModel):
         phase: 0 before the dictionary is set, 1 after, 2 from the joint stage on.
     """
 
+    category_N: Tensor
+    popularity_N: Tensor
+    code_MC: Tensor
     interest_N: Tensor
     phase: Tensor
     joint_steps: Tensor
@@ -170,7 +173,8 @@ class GemiRec(TableModel):
         vector_XD: Tensor = self.item_table.weight if item_ids is None else self.item_table(item_ids)
         if self.category is None:
             return vector_XD
-        return vector_XD + self.category(self.category_N if item_ids is None else self.category_N[item_ids])
+        category_XD: Tensor = self.category(self.category_N if item_ids is None else self.category_N[item_ids])
+        return vector_XD + category_XD
 
     def item_vectors(self, item_ids: Tensor | None = None) -> Tensor:
         """Return item vectors ``[..., D]``, or ``[N + 1, D]`` without ids; normalised if the loss normalises."""
@@ -253,7 +257,7 @@ class GemiRec(TableModel):
         if self.decoder is None:
             return self._history_log_probs(wide, row_P, state_P)
         item_BLD = F.normalize(self._items(wide.item_BL).detach().float(), dim=-1) * self.config.dim**0.5
-        state_BLH = self.decoder(item_BLD, _profile(self.generator_features, wide))
+        state_BLH: Tensor = self.decoder(item_BLD, _profile(self.generator_features, wide))
         return state_BLH[row_P, state_P]
 
     @torch.no_grad()

@@ -129,14 +129,14 @@ class Fusion(nn.Module):
         user_BD = users.vector_BD
         dim = user_BD.shape[1]
         # inner([e; u]) without building the concatenation: the user's part is computed once, not K times
-        interest_weight, user_weight = self.inner.weight.split([interest_BKE.shape[2], dim], dim=1)
+        interest_weight, user_weight = torch.split(self.inner.weight, [interest_BKE.shape[2], dim], dim=1)
         user_BH = F.linear(user_BD, user_weight, self.inner.bias)
         hidden_BKH = F.relu(F.linear(interest_BKE, interest_weight) + user_BH[:, None])
         out_BKD: Tensor = self.outer(hidden_BKH)
         if self.kind == "mlp":
             return out_BKD
-        direction_BKD = self.project(interest_BKE)
-        fused_BKD = user_BD[:, None] + self.gate * (direction_BKD + out_BKD)
+        direction_BKD: Tensor = self.project(interest_BKE)
+        fused_BKD: Tensor = user_BD[:, None] + self.gate * (direction_BKD + out_BKD)
         if self.attend is None or self.sharpness is None:
             return fused_BKD
         item_BLD = users.item_BLD
