@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gemirec.data.dataset import Dataset
 
 SPANS = {"retrieval": (0, 6), "dictionary": (6, 11), "joint": (11, 18)}
-LENGTHS = {"retrieval_share": 6.0, "dictionary_share": 5.0, "joint_share": 7.0}
+LENGTHS: dict[str, Any] = {"retrieval_share": 6.0, "dictionary_share": 5.0, "joint_share": 7.0}
 RESUMED: dict[str, Any] = {**LENGTHS, "refresh_every": 3, "quantizer": {"sizes": [12, 6], "dead_after": 2}}
 """Every state of its own that GemiRec has: assignments that lag, their clock, how long each code has been idle."""
 
@@ -42,7 +42,7 @@ def run(dataset: Dataset, out: Path, *, resume: bool = False, every: int = 1, **
 def assert_equal_runs(one: Path, other: Path) -> None:
     """Weights, buffers and optimiser states of last and best, and metrics.jsonl, times left out."""
     for which in ("last", "best"):
-        left, right = Checkpoints(one).folder(which), Checkpoints(other).folder(which)  # type: ignore[arg-type]
+        left, right = Checkpoints(one).folder(which), Checkpoints(other).folder(which)
         assert left.name == right.name
         for file in ("model.safetensors", "optimizer.safetensors"):
             first, second = load_tensors(left / file), load_tensors(right / file)

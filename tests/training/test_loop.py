@@ -374,7 +374,13 @@ def test_an_unknown_metric_shows_before_the_first_step(planted: Dataset, tmp_pat
 
 def test_a_linear_schedule_falls_to_nothing_behind_the_last_step(planted: Dataset, tmp_path: Path) -> None:
     """Step s of S is taken with ``lr (1 - s / S)``, the item table's own rate alike."""
-    training = {"steps": 8, "log_every": 2, "learning_rate": 0.4, "item_learning_rate": 0.8, "schedule": "linear"}
+    training: dict[str, Any] = {
+        "steps": 8,
+        "log_every": 2,
+        "learning_rate": 0.4,
+        "item_learning_rate": 0.8,
+        "schedule": "linear",
+    }
     fit_tiny(planted, tmp_path / "run", **training)
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     for line in lines:
