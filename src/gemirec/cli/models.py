@@ -61,6 +61,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for evaluation.json and users.parquet (a row per user).")
     ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(metavar="LOG", help="Simulated log (gemirec simulate): score its planted truth too.")
+    ] = None,
     config: ConfigFile = None,
     overrides: Set = None,
     as_json: Json = False,
@@ -70,13 +73,17 @@ def evaluate(
 
     gemirec evaluate run/artifact data
 
+    gemirec evaluate run/artifact data --truth log
+
     gemirec evaluate run/artifact data --set split=valid --set top_n=[10,20] --set exclude_seen=true --out scores
     """
     from gemirec.experiments.runs import evaluate_run
     from gemirec.experiments.summaries import evaluation_summary, layered
 
     with Reporter(quiet=quiet) as report:
-        result = evaluate_run(artifact, dataset, overrides=layered(config, overrides), out=out, progress=report.counted)
+        result = evaluate_run(
+            artifact, dataset, overrides=layered(config, overrides), out=out, truth=truth, progress=report.counted
+        )
     emit(result if as_json else evaluation_summary(result), as_json)
 
 

@@ -11,8 +11,10 @@ import polars as pl
 from gemirec.artifacts import atomic_file
 from gemirec.config import EvaluationConfig, from_dict
 from gemirec.data.dataset import Dataset
+from gemirec.data.simulator import SimulatedLog
 from gemirec.data.writer import write_table
 from gemirec.errors import ConfigError, DataError
+from gemirec.evaluation.planted import planted_scores
 from gemirec.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def evaluate_run(
     *,
     overrides: Mapping[str, Any] | None = None,
     out: Path | None = None,
+    truth: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate an artifact on the dataset it was trained on.
@@ -81,6 +84,7 @@ def evaluate_run(
         dataset: The prepared dataset.
         overrides: Fields of :class:`~gemirec.config.EvaluationConfig`.
         out: Where the metrics and the table per user are written; ``None`` writes nothing.
+        truth: Folder of the simulated log that the dataset was prepared from: also score against its planted truth.
         progress: Called with (users done, users in all).
     """
     config = from_dict(EvaluationConfig, overrides or {}, where="the evaluation's configuration")
@@ -88,7 +92,11 @@ def evaluate_run(
     result = recommender.evaluate(Dataset.open(dataset), config, progress=progress)
     if out is not None:
         result.write(out)
-    return {"model": recommender.info.model, **result.to_dict()}
+    found = {"model": recommender.info.model, **result.to_dict()}
+    if truth is not None:
+        log, data = SimulatedLog.open(truth), Dataset.open(dataset)
+        found["planted"] = planted_scores(recommender.model, data, log, config.split)
+    return found
 
 
 def recommend_run(

@@ -42,4 +42,10 @@ def evaluation_summary(result: Mapping[str, Any]) -> dict[str, Any]:
         rows.append({"metric": name, "value": value, "low": low, "high": high})
     settings = result["settings"]
     keys = ("dataset", "dataset_fingerprint", "split", "users", "users_in_split", "exclude_seen", "candidates", "seed")
+    rows += [{"metric": name, "value": value, "low": None, "high": None} for name, value in _planted(result)]
     return {"model": result["model"], "metrics": rows, **{key: settings[key] for key in keys}}
+
+
+def _planted(result: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    """Return the scores against the planted truth, if the result has them."""
+    return dict(result.get("planted", {})).items()
