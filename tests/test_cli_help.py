@@ -22,6 +22,7 @@ VERBS = (
     "cache",
     "probe",
     "ablate",
+    "picture",
     "demo",
     "doctor",
 )

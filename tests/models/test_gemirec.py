@@ -355,3 +355,21 @@ def test_data_without_categories_are_refused_where_they_are_needed(over: dict[st
         tiny("gemirec", bare, **over)
     assert "item table that has a category column" in caught.value.fix
     ready("gemirec", bare, item_categories=True)  # the default adds them only where there are any
+
+
+@pytest.mark.parametrize("pooled", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ["mean", "causal"])
+def test_the_last_vector_is_that_of_the_full_tower(kind: str, pooled: float, spec: DataSpec, planted: Dataset) -> None:
+    """Serving computes the last position alone; training computes all of them."""
+    model = shaken(spec, tower={"kind": kind, "layers": 2, "pooled": pooled}).eval()
+    histories = held_out(planted, model.max_length)
+    item_BLD = model._items(histories.item_BL) * histories.mask_BL[:, :, None]  # shaking moved the padding's vector
+    profile = torch.randn(len(histories.item_BL), 1)
+    assert model.tower_features is not None
+    profile = profile.expand(-1, model.tower_features.width)
+    whole_BLD = model.tower(item_BLD, profile)
+    expected = whole_BLD[torch.arange(len(whole_BLD)), histories.length_B - 1]
+    got = model.tower.last(item_BLD, histories.mask_BL, profile)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    empty = torch.zeros(1, model.max_length, dtype=torch.int64)
+    assert (model.tower.last(torch.zeros(1, model.max_length, 16), empty != 0, profile[:1]) == 0).all()

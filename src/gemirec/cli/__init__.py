@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import gemirec
-from gemirec.cli import cache, data, gemirec_verbs, machine, models
+from gemirec.cli import cache, data, gemirec_verbs, machine, models, pictures
 from gemirec.cli.console import Verbs
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def gemirec_command(
         gemirec evaluate   run/artifact data
         gemirec recommend  run/artifact --history 12,7,31 -k 5
 
-    What a trained gemirec knows: gemirec probe, gemirec ablate; its users' interests as a file: gemirec cache.
+    What a trained gemirec knows: gemirec probe, ablate, picture; its users' interests as a file: gemirec cache.
 
     All of it at once: gemirec demo. Every verb has --help with examples and --json for programs. Exit codes: 0 done,
     2 wrong input (with what, what was got and how to mend it), 1 a fault of gemirec.
@@ -60,6 +60,7 @@ for verb in (
     cache.cache,
     gemirec_verbs.probe,
     gemirec_verbs.ablate,
+    pictures.picture,
     machine.demo,
     machine.doctor,
 ):

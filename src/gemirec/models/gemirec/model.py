@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from gemirec.components.codes import all_codes, collapse_alarm, count_interests, unflatten
 from gemirec.components.decoder import InterestDecoder, future_targets
 from gemirec.components.features import UserFeatures
-from gemirec.components.pooling import last_state
 from gemirec.components.selection import Selected, check_selection, limited_top_k, limited_top_k_of
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, Interests, LossTerms, Stage, TrainBatch
@@ -195,8 +194,8 @@ class GemiRec(TableModel):
         """Return the user tower's vectors, zero for an empty history, and what else the fusion reads."""
         wide = widen(histories, self.max_length)
         item_BLD = self._items(wide.item_BL)
-        state_BLD = self.tower(item_BLD, _profile(self.tower_features, wide))
-        return Users(last_state(state_BLD, wide.mask_BL), item_BLD, wide.mask_BL)
+        vector_BD = self.tower.last(item_BLD, wide.mask_BL, _profile(self.tower_features, wide))
+        return Users(vector_BD, item_BLD, wide.mask_BL)
 
     def interests(self, histories: Histories) -> Interests:
         """Return the fused vectors of the interests that the user is given; a zero one for an empty history."""
@@ -225,10 +224,9 @@ class GemiRec(TableModel):
         index_BK, logp_BK = chosen.index_Bk, chosen.logp_Bk
         users = self.users(histories)
         code_BKC = self.code_MC[index_BK.clamp(min=0)].masked_fill((index_BK < 0)[:, :, None], -1)
-        vector_BKD = self.fusion(self.dictionary.embed(code_BKC.clamp(min=0)), users)
+        vector_BKD = self._fuse(code_BKC.clamp(min=0), users)
         mask_BK, weight_BK = index_BK >= 0, logp_BK.exp()
         if self.config.keep_user_vector:
-            vector_BKD = torch.cat([self._plain(users)[:, None], vector_BKD], dim=1)
             mask_BK = F.pad(mask_BK, (1, 0), value=True)
             weight_BK = torch.cat([1 - weight_BK.sum(dim=1, keepdim=True).clamp(max=1), weight_BK], dim=1)
             code_BKC = F.pad(code_BKC, (0, 0, 1, 0), value=-1)
@@ -237,6 +235,14 @@ class GemiRec(TableModel):
         mask_BK = (mask_BK & present_B1) | (first_K & ~(mask_BK & present_B1).any(dim=1, keepdim=True))
         vector_BKD = self._normalize(vector_BKD).float() * (mask_BK & present_B1)[:, :, None]
         return Interests(vector_BKD, mask_BK, weight_BK.float(), code_BKC)
+
+    def _fuse(self, code_BKC: Tensor, users: Users) -> Tensor:
+        """Return the vectors of interests ``[B, K, C]``, before them the user's own with ``keep_user_vector``."""
+        embedding_BKE = self.dictionary.embed(code_BKC)
+        if self.config.keep_user_vector:
+            embedding_BKE = F.pad(embedding_BKE, (0, 0, 1, 0))
+        fused_BKD: Tensor = self.fusion(embedding_BKE, users)
+        return fused_BKD
 
     def _plain(self, users: Users) -> Tensor:
         """Return the users' own vectors ``[B, D]`` as they are compared with items: fused with no interest."""
@@ -393,10 +399,9 @@ class GemiRec(TableModel):
     def _chosen(self, chosen: Selected, users: Users) -> tuple[Tensor, Tensor]:
         """Return the fused vectors ``[P, K, D]`` of selected interests and which of them exist."""
         mask_PK = chosen.index_Bk >= 0
-        vector_PKD = self.fusion(self.dictionary.embed(self.code_MC[chosen.index_Bk.clamp(min=0)]), users)
         if self.config.keep_user_vector:
-            vector_PKD = torch.cat([self._plain(users)[:, None], vector_PKD], dim=1)
             mask_PK = F.pad(mask_PK, (1, 0), value=True)
+        vector_PKD = self._fuse(self.code_MC[chosen.index_Bk.clamp(min=0)], users)
         return vector_PKD, mask_PK
 
     def _interest_negatives(

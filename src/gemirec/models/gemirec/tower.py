@@ -1,6 +1,6 @@
 """GemiRec's user tower and fusion network.
 
-Axes: B batch, L history length, K interests, D embedding, E interest embedding, P profile.
+Axes: B batch, L history length, K interests, D embedding, E interest embedding, P profile, X any leading axes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemirec.components.pooling import last_state, mean_pool
+from gemirec.components.pooling import last_state
 from gemirec.components.transformer import CausalEncoder
 from gemirec.errors import ConfigError
 from gemirec.models.gemirec.config import FusionConfig, TowerConfig
@@ -93,9 +95,29 @@ class UserTower(nn.Module):
             if self.profile is not None:
                 input_BLD = item_BLD + self.profile(profile_BP)[:, None]
             user_BLD = self.encoder(input_BLD)
+        return self._with_mean(user_BLD, mean_BLD)
+
+    def last(self, item_BLD: Tensor, mask_BL: Tensor, profile_BP: Tensor | None) -> Tensor:
+        """Return ``[B, D]``, the users' vectors after their whole histories; zero for an empty one.
+
+        What :meth:`forward` gives at each row's last item, up to rounding, without the work for the others; in
+        ``train`` mode, where there is dropout, it is read from there.
+        """
+        if self.training:
+            return last_state(self(item_BLD, profile_BP), mask_BL)
+        mean_BD, length_B = mean_pool(item_BLD, mask_BL), mask_BL.sum(dim=1)
+        if self.kind == "mean":
+            user_BD: Tensor = self.network(mean_BD if profile_BP is None else torch.cat([mean_BD, profile_BP], dim=1))
+        else:
+            input_BLD = item_BLD if self.profile is None else item_BLD + self.profile(profile_BP)[:, None]
+            user_BD = self.encoder.last(input_BLD, (length_B - 1).clamp(min=0))
+        return self._with_mean(user_BD, mean_BD) * (length_B > 0)[:, None]
+
+    def _with_mean(self, user_XD: Tensor, mean_XD: Tensor) -> Tensor:
+        """Add the pooled mean, if the config wants it."""
         if self.pooled is None:
-            return user_BLD
-        return F.normalize(user_BLD, dim=-1) + self.pooled * F.normalize(mean_BLD, dim=-1)
+            return user_XD
+        return F.normalize(user_XD, dim=-1) + self.pooled * F.normalize(mean_XD, dim=-1)
 
 
 class Fusion(nn.Module):
