@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_MASKED = -1e9
-
 
 class Block(nn.Module):
     """Pre-norm causal self-attention and a two-layer network, each with a residual.
@@ -47,34 +45,6 @@ class Block(nn.Module):
         state_BLD = state_BLD + F.dropout(seen_BLD, drop)
         hidden_BLD = F.relu(self.inner(self.network_norm(state_BLD)))
         return state_BLD + F.dropout(self.outer(hidden_BLD), drop)
-
-    def last(self, state_BLD: Tensor, length_B: Tensor) -> Tensor:
-        """Return the next state ``[B, D]`` of position ``length - 1`` alone, what :meth:`forward` has there in ``eval``.
-
-        One query needs no keys and no values: ``q (K x) = (q K) x``, and the bias of the keys cancels in the softmax;
-        ``sum_l a_l (V x_l + b) = V (sum_l a_l x_l) + b``. So the cost per position is two inner products per head.
-
-        Args:
-            state_BLD: ``[B, L, D]`` states.
-            length_B: ``[B]`` int64, from 1 to L; positions from there on are not seen.
-        """
-        batch, length, dim = state_BLD.shape
-        normed_BLD = self.attention_norm(state_BLD)
-        row_B = torch.arange(batch, device=state_BLD.device)
-        query_weight, key_weight, value_weight = self.query_key_value.weight.chunk(3)
-        query_bias, _, value_bias = self.query_key_value.bias.chunk(3)
-        query_BD = F.linear(normed_BLD[row_B, length_B - 1], query_weight, query_bias) * (dim // self.heads) ** -0.5
-        query_BHD = torch.einsum("bhw,hwd->bhd", query_BD.view(batch, self.heads, -1), self._by_head(key_weight))
-        hidden_BL = torch.arange(length, device=length_B.device) >= length_B[:, None]
-        score_BHL = (query_BHD @ normed_BLD.transpose(1, 2)).float().masked_fill(hidden_BL[:, None], _MASKED)
-        mixed_BHD = torch.softmax(score_BHL, dim=2).to(normed_BLD.dtype) @ normed_BLD
-        seen_BHW = torch.einsum("bhd,hwd->bhw", mixed_BHD, self._by_head(value_weight))
-        state_BD = state_BLD[row_B, length_B - 1] + self.output(seen_BHW.flatten(1) + value_bias)
-        out_BD: Tensor = state_BD + self.outer(F.relu(self.inner(self.network_norm(state_BD))))
-        return out_BD
-
-    def _by_head(self, weight_DD: Tensor) -> Tensor:
-        return weight_DD.view(self.heads, -1, weight_DD.shape[1])
 
     def last(self, state_BLD: Tensor, place_B: Tensor) -> Tensor:
         """Return the next state ``[B, D]`` of position ``place_B`` of each row alone, without dropout.
@@ -125,41 +95,12 @@ class CausalEncoder(nn.Module):
 
     def forward(self, item_BLD: Tensor) -> Tensor:
         """Return the states ``[B, L, D]`` of item vectors ``[B, L, D]``; states behind the last item mean nothing."""
-        state_BLD = self._input(item_BLD)
+        state_BLD = item_BLD * self.scale + self.position_LD[: item_BLD.shape[1]]
+        state_BLD = F.dropout(state_BLD, self.dropout, self.training)
         for block in self.blocks:
             state_BLD = block(state_BLD)
         out: Tensor = self.norm(state_BLD)
         return out
-
-    def last(self, item_BLD: Tensor, length_B: Tensor) -> Tensor:
-        """Return the state ``[B, D]`` of each row's last item: :meth:`forward` there, at about half of its cost.
-
-        For serving: the last block computes one position only, and has no dropout.
-
-        Args:
-            item_BLD: ``[B, L, D]`` item vectors.
-            length_B: ``[B]`` int64 items of each row, from 1 to L.
-
-        Example:
-            >>> encoder = CausalEncoder(
-            ...     4, layers=2, heads=2, hidden=8, dropout=0.1, max_length=3, scale_input=True
-            ... ).eval()
-            >>> item_BLD = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-            >>> state_BD = encoder.last(item_BLD, torch.tensor([3, 1]))
-            >>> torch.allclose(state_BD, encoder(item_BLD)[[0, 1], [2, 0]], atol=1e-6)
-            True
-        """
-        *blocks, last = self.blocks
-        state_BLD = self._input(item_BLD)
-        for block in blocks:
-            state_BLD = block(state_BLD)
-        assert isinstance(last, Block)
-        out: Tensor = self.norm(last.last(state_BLD, length_B))
-        return out
-
-    def _input(self, item_BLD: Tensor) -> Tensor:
-        state_BLD = item_BLD * self.scale + self.position_LD[: item_BLD.shape[1]]
-        return F.dropout(state_BLD, self.dropout, self.training)
 
     def last(self, item_BLD: Tensor, place_B: Tensor) -> Tensor:
         """Return the state ``[B, D]`` of position ``place_B`` of each row, without dropout: what serving needs."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gemirec.components.pooling import last_state, mean_pool
-from gemirec.components.pooling import last_state
 from gemirec.components.transformer import CausalEncoder
 from gemirec.errors import ConfigError
 from gemirec.models.gemirec.config import FusionConfig, TowerConfig
