@@ -144,7 +144,7 @@ class Stepper:
 
 def training(items: int = 12_000) -> None:
     """Print the milliseconds of a step of every stage."""
-    cases = {
+    cases: dict[str, tuple[str, str, str | None]] = {
         f"gemirec {p} {s}": ("gemirec", p, s) for p in ("paper", "tuned") for s in ("retrieval", "dictionary", "joint")
     }
     cases |= {"comirec_sa tuned": ("comirec_sa", "tuned", None), "sasrec tuned": ("sasrec", "tuned", None)}

@@ -53,10 +53,9 @@ class Block(nn.Module):
         """
         batch, length, dim = state_BLD.shape
         own_BD = state_BLD[torch.arange(batch, device=state_BLD.device), place_B]
-        query_weight, key_value_weight = self.query_key_value.weight.split([dim, 2 * dim])
-        query_bias, key_value_bias = self.query_key_value.bias.split([dim, 2 * dim])
-        query_BD = F.linear(self.attention_norm(own_BD), query_weight, query_bias)
-        mixed_BLX = F.linear(self.attention_norm(state_BLD), key_value_weight, key_value_bias)
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        query_BD = F.linear(self.attention_norm(own_BD), weight[:dim], bias[:dim])
+        mixed_BLX = F.linear(self.attention_norm(state_BLD), weight[dim:], bias[dim:])
         key_BHLD, value_BHLD = mixed_BLX.view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         seen_BL = torch.arange(length, device=state_BLD.device) <= place_B[:, None]
         query_BH1D = query_BD.view(batch, self.heads, 1, -1)

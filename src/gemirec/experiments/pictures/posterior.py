@@ -65,7 +65,7 @@ def posterior(model: GemiRec, case: Case, *, top: int = 8, most: int = 40) -> Po
     true_X = np.full(len(length_X), -1)
     true_X[: len(next_X)] = model.item_interests()[torch.from_numpy(next_X)].numpy()
     top = min(top, probability_XM.shape[1])
-    ever_R = probability_XM.topk(top, dim=1).indices.unique()
+    ever_R = torch.unique(probability_XM.topk(top, dim=1).indices)
     peak_R = probability_XM[:, ever_R].amax(dim=0)
     keep_R = (peak_R >= FAINT) | torch.isin(ever_R, torch.from_numpy(true_X))
     ever_R, peak_R = ever_R[keep_R], peak_R[keep_R]
