@@ -52,4 +52,5 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_site_s_menu() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = {entry if isinstance(entry, str) else next(iter(entry.values())) for entry in nav}
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} == listed
+    docs = ROOT / "docs"
+    assert {str(page.relative_to(docs)) for page in docs.rglob("*.md")} == listed

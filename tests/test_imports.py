@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+from gemirec.cli import app
+
 HEAVY = ("torch", "polars", "numpy", "pyarrow", "accelerate", "pandas")
 
 
@@ -32,7 +34,7 @@ for verb in ([], *([c.callback.__name__] for c in app.registered_commands)):
     out[" ".join(verb)] = [m for m in {HEAVY!r} if m in sys.modules]
 print(json.dumps(out))
 """
-    verbs = ("", "prepare", "simulate", "train", "evaluate", "recommend", "demo", "doctor")
+    verbs = ("", *(command.callback.__name__ for command in app.registered_commands if command.callback))
     assert fresh(code) == {verb: [] for verb in verbs}
 
 
