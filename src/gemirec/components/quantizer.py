@@ -196,8 +196,9 @@ class ResidualQuantizer(nn.Module):
 
     def embed(self, code_XC: Tensor) -> Tensor:
         """Return the embeddings ``[..., C W]`` of code tuples ``[..., C]``; the gradient goes to the codes."""
-        parts = [F.embedding(code_XC[..., level], codebook) for level, codebook in enumerate(self.codebooks)]
-        return torch.cat(parts, dim=-1)
+        # one look-up in the codebooks laid end to end: a request pays for calls, not for numbers
+        code_MW = torch.cat(list(self.codebooks))
+        return F.embedding(code_XC + self.first_C, code_MW).flatten(-2)
 
     @torch.no_grad()
     def initialise(

@@ -223,17 +223,18 @@ class GemiRec(TableModel):
         """
         index_BK, logp_BK = chosen.index_Bk, chosen.logp_Bk
         users = self.users(histories)
-        code_BKC = self.code_MC[index_BK.clamp(min=0)].masked_fill((index_BK < 0)[:, :, None], -1)
-        vector_BKD = self._fuse(code_BKC.clamp(min=0), users)
+        code_BKC = F.embedding(index_BK.clamp(min=0), self.code_MC)
+        vector_BKD = self._fuse(code_BKC, users)
         mask_BK, weight_BK = index_BK >= 0, logp_BK.exp()
+        code_BKC = torch.where(mask_BK[:, :, None], code_BKC, -1)
         if self.config.keep_user_vector:
             mask_BK = F.pad(mask_BK, (1, 0), value=True)
             weight_BK = torch.cat([1 - weight_BK.sum(dim=1, keepdim=True).clamp(max=1), weight_BK], dim=1)
             code_BKC = F.pad(code_BKC, (0, 0, 1, 0), value=-1)
-        present_B1 = (histories.length_B > 0)[:, None]
-        first_K = torch.arange(mask_BK.shape[1], device=mask_BK.device) == 0
-        mask_BK = (mask_BK & present_B1) | (first_K & ~(mask_BK & present_B1).any(dim=1, keepdim=True))
-        vector_BKD = self._normalize(vector_BKD).float() * (mask_BK & present_B1)[:, :, None]
+        mask_BK = mask_BK & users.mask_BL.any(dim=1, keepdim=True)
+        vector_BKD = self._normalize(vector_BKD).float() * mask_BK[:, :, None]
+        nothing_B1 = ~mask_BK.any(dim=1, keepdim=True)  # whoever has no interest has one, and it is zero
+        mask_BK = torch.cat([mask_BK[:, :1] | nothing_B1, mask_BK[:, 1:]], dim=1)
         return Interests(vector_BKD, mask_BK, weight_BK.float(), code_BKC)
 
     def _fuse(self, code_BKC: Tensor, users: Users) -> Tensor:

@@ -104,13 +104,13 @@ class UserTower(nn.Module):
         """
         if self.training:
             return last_state(self(item_BLD, profile_BP), mask_BL)
-        mean_BD, length_B = mean_pool(item_BLD, mask_BL), mask_BL.sum(dim=1)
+        mean_BD = mean_pool(item_BLD, mask_BL)
         if self.kind == "mean":
             user_BD: Tensor = self.network(mean_BD if profile_BP is None else torch.cat([mean_BD, profile_BP], dim=1))
         else:
             input_BLD = item_BLD if self.profile is None else item_BLD + self.profile(profile_BP)[:, None]
-            user_BD = self.encoder.last(input_BLD, (length_B - 1).clamp(min=0))
-        return self._with_mean(user_BD, mean_BD) * (length_B > 0)[:, None]
+            user_BD = self.encoder.last(input_BLD, (mask_BL.sum(dim=1) - 1).clamp(min=0))
+        return self._with_mean(user_BD, mean_BD) * mask_BL.any(dim=1, keepdim=True)
 
     def _with_mean(self, user_XD: Tensor, mean_XD: Tensor) -> Tensor:
         """Add the pooled mean, if the config wants it."""
