@@ -12,10 +12,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from hypothesis import settings
+
 from support import write_planted_dataset
 
 if TYPE_CHECKING:
     from gemirec.data.dataset import Dataset
+
+# No test fails because the machine is slow: hypothesis would time each example.
+settings.register_profile("gemirec", deadline=None)
+settings.load_profile("gemirec")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

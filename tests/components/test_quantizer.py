@@ -273,8 +273,7 @@ def test_config() -> None:
     for bad in refused:
         with pytest.raises(ConfigError):
             from_dict(QuantizerConfig, bad)
-    with pytest.raises(ConfigError, match="code_dim=6"):
-        ResidualQuantizer(QuantizerConfig(encoder="identity"), D)
+    assert ResidualQuantizer(QuantizerConfig(sizes=(3, 2), encoder="identity"), D).width == 2 * D
     with pytest.raises(ConfigError, match="a level or more"):
         ResidualQuantizer(QuantizerConfig(sizes=()), D)
 

@@ -328,7 +328,6 @@ def test_users_with_one_event_or_without_features_are_served(
         ({"dictionary": "categories", "num_interests": 8, "epsilon": 0}, "fewer interests than are asked", "7 inter"),
         ({"quantizer": {"sizes": [121]}}, "more codes than there are items", "120 items"),
         ({"quantizer": {"sizes": [60], "kmeans_sample": 50}}, "more codes than there are items", "kmeans_sample 50"),
-        ({"quantizer": {"encoder": "identity"}}, "as wide as the items", "code_dim 4"),
         ({"decoder": {"heads": 3}}, "heads must divide", "heads 3"),
         ({"tower": {"kind": "causal", "heads": 3}}, "heads must divide", "tower.heads 3"),
     ],

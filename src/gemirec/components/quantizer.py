@@ -45,7 +45,7 @@ class QuantizerConfig(Config, frozen=True, kw_only=True):
     """Hidden width of encoder and decoder, ReLU MLPs ``dim -> hidden -> code_dim`` and ``C code_dim -> hidden -> dim``
     (inferred: the smallest shape that fits the paper's widths)."""
     encoder: Literal["mlp", "identity"] = "mlp"
-    """``identity`` (ours): codes live in the space of the items, so ``code_dim`` must be the items' width, and the
+    """``identity`` (ours): codes live in the space of the items and are as wide, ``code_dim`` is not read, and the
     decoder is the sum of the codes. With ``straight_through`` the reconstruction term then trains nothing."""
     normalize: bool = False
     """L2-normalise item vectors before they are encoded (ours); the decoder then restores the normalised vector."""
@@ -62,6 +62,11 @@ class QuantizerConfig(Config, frozen=True, kw_only=True):
     """Most item vectors that k-means sees, a random sample; 0 takes all (inferred)."""
     dead_after: CountOrZero = 0
     """Training steps after which an unused code starts again at a residual of the batch; 0 never (the paper)."""
+
+
+def code_width(config: QuantizerConfig, dim: int) -> int:
+    """Return the width of a code for items ``dim`` wide."""
+    return dim if config.encoder == "identity" else config.code_dim
 
 
 class Quantized(NamedTuple):
@@ -99,7 +104,7 @@ class ResidualQuantizer(nn.Module):
         idle_M: ``[sum of sizes]`` int64 training steps since each code was last used, level by level; in the state.
 
     Raises:
-        ConfigError: No level, or an identity encoder whose codes are not as wide as the items.
+        ConfigError: No level.
 
     Example:
         >>> quantizer = ResidualQuantizer(QuantizerConfig(sizes=(8, 4), code_dim=3), dim=5)
@@ -120,16 +125,16 @@ class ResidualQuantizer(nn.Module):
         self.config = config
         self.num_interests = count_interests(config.sizes)
         self.sizes = tuple(config.sizes)
-        self.width = len(self.sizes) * config.code_dim
+        code_dim = code_width(config, dim)
+        self.width = len(self.sizes) * code_dim
         if config.encoder == "identity":
-            _check_identity(config, dim)
             self.encoder: nn.Module = nn.Identity()
             self.decoder: nn.Module = _SumOfCodes(len(self.sizes))
         else:
-            self.encoder = _mlp(dim, config.hidden, config.code_dim)
+            self.encoder = _mlp(dim, config.hidden, code_dim)
             self.decoder = _mlp(self.width, config.hidden, dim)
         self.codebooks = nn.ParameterList(
-            torch.empty(size, config.code_dim).uniform_(-1 / size, 1 / size) for size in self.sizes
+            torch.empty(size, code_dim).uniform_(-1 / size, 1 / size) for size in self.sizes
         )
         self.register_buffer("idle_M", torch.zeros(sum(self.sizes), dtype=torch.int64))
         size_C = torch.tensor(self.sizes)
@@ -301,15 +306,6 @@ class _SumOfCodes(nn.Module):
 
 def _mlp(width_in: int, hidden: int, width_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width_in, hidden), nn.ReLU(), nn.Linear(hidden, width_out))
-
-
-def _check_identity(config: QuantizerConfig, dim: int) -> None:
-    if config.code_dim != dim:
-        raise ConfigError(
-            "codes of an identity encoder must be as wide as the items",
-            got=f"quantizer.code_dim {config.code_dim}, items {dim} wide",
-            fix=f"set quantizer.code_dim={dim}, or quantizer.encoder=mlp",
-        )
 
 
 def _check_items(vector_ND: Tensor, category_N: Tensor | None, config: QuantizerConfig) -> None:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from gemirec.components.codes import all_codes, collapse_alarm, count_interests, unflatten
 from gemirec.components.decoder import InterestDecoder, future_targets
 from gemirec.components.features import UserFeatures
+from gemirec.components.quantizer import code_width
 from gemirec.components.selection import Selected, check_selection, limited_top_k, limited_top_k_of
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, Interests, LossTerms, Stage, TrainBatch
@@ -458,7 +459,7 @@ def _mean(loss_P: Tensor, weight_P: Tensor) -> Tensor:
 def _dictionary(config: GemiRecConfig, spec: DataSpec) -> LearnedDictionary | CategoryDictionary:
     if config.dictionary == "learned":
         return LearnedDictionary(config.quantizer, spec, config.dim)
-    return CategoryDictionary(spec, config.quantizer.code_dim * len(config.quantizer.sizes))
+    return CategoryDictionary(spec, code_width(config.quantizer, config.dim) * len(config.quantizer.sizes))
 
 
 def _features(spec: DataSpec, dim: int, *, wanted: bool) -> UserFeatures | None:
