@@ -1,10 +1,10 @@
-"""What GemiRec costs: the online path beside ComiRec-SA, the steps of its stages, growth with dictionary and catalogue.
+"""What GemiRec costs: online path beside ComiRec-SA, steps of its stages, growth with dictionary and catalogue, caching.
 
 The online path is what a request pays: cached interest indices and the user's recent items to fused vectors
 (``GemiRec.fused``), against ``ComiRec-SA.interests`` with as many vectors. Alternately in one process, one thread,
 process CPU time, medians.
 
-    python benchmarks/gemirec_cost.py
+    python benchmarks/gemirec_cost.py                    # about 4 minutes
     python benchmarks/gemirec_cost.py --parts online
 """
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
+import time
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
     from gemirec.models.gemirec import GemiRec
 
 LENGTH, K = 20, 5
+DICTIONARIES = ((16, 8, 4, 2), (32, 16, 8, 4), (64, 32, 16, 8))
+FLAT_BATCH = 8
+"""Windows a step of the largest dictionary: the flat head's logits take 21 MB for each of them."""
+OFFLINE = ("decoder.", "generator_features.", "dictionary.quantizer.encoder.", "dictionary.quantizer.decoder.", "place")
+"""Parameters that ``fused`` does not read."""
 
 
 def spec_of(items: int) -> DataSpec:
@@ -63,7 +70,7 @@ def histories(batch: int, items: int) -> Histories:
 def sizes(model: Any) -> dict[str, int]:
     """Return the parameters of the parts: item tables, what only the offline side needs, and the rest."""
     tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, ItemTable))
-    offline = sum(p.numel() for n, p in model.named_parameters() if n.startswith(("decoder.", "generator_features.")))
+    offline = sum(p.numel() for n, p in model.named_parameters() if n.startswith(OFFLINE))
     return {
         "items": tables,
         "offline": offline,
@@ -75,6 +82,8 @@ def online(items: int = 12_000) -> None:
     """Print parameters, FLOPs, latency and throughput of the online path."""
     comirec = build("comirec_sa", "paper", items, {"num_interests": K})
     rows: dict[str, tuple[Any, Callable[[Histories], Any]]] = {"comirec_sa paper": (comirec, comirec.interests)}
+    four = build("comirec_sa", "paper", items)
+    rows["comirec_sa paper, K 4"] = (four, four.interests)
     for profile in ("paper", "tuned"):
         model: GemiRec = build("gemirec", profile, items)
 
@@ -118,10 +127,12 @@ def _times(call: Callable[[Histories], Any], batch: Histories, times: int) -> Ca
 class Stepper:
     """Optimiser steps of one model and stage on random windows, loader left out."""
 
-    def __init__(self, name: str, profile: str, items: int, stage: str | None = None, over: Any = None) -> None:
+    def __init__(
+        self, name: str, profile: str, items: int, stage: str | None = None, over: Any = None, batch_size: int = 0
+    ) -> None:
         self.model = build(name, profile, items, over).train()
         training = load_profile(name, profile)["training"]
-        self.batch_size = int(training["batch_size"])
+        self.batch_size = batch_size or int(training["batch_size"])
         config = TrainingConfig(learning_rate=1e-3, item_optimizer="lazy_adam")
         self.optimizers = build_optimizers(self.model, config)
         stages = self.model.stages
@@ -155,35 +166,72 @@ def training(items: int = 12_000) -> None:
         print(f"{label:34}{steppers[label].batch_size:6}{ms:9.1f}")
 
 
+def few(functions: dict[str, Callable[[], None]], rounds: int = 5) -> dict[str, float]:
+    """Return the median process CPU time of each function in ms, in turns, after one call that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            if number:
+                times[name].append((time.process_time() - start) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 def growth() -> None:
     """Print how the joint step grows with the dictionary and with the catalogue."""
-    print("\njoint step of the paper's profile, ms of CPU")
-    for dictionary in ((16, 8, 4, 2), (32, 16, 8, 4), (64, 32, 16, 8)):
-        steppers = {}
-        for head in ("flat", "factorised"):
-            if head == "factorised" or np.prod(dictionary) <= 16_384:
-                over = {"quantizer": {"sizes": list(dictionary)}, "decoder": {"head": head}}
-                steppers[head] = Stepper("gemirec", "paper", 12_000, "joint", over)
-        found = alternate({head: stepper.step for head, stepper in steppers.items()}, 5)
-        shown = "  ".join(f"{head} {ms:.1f}" for head, ms in found.items())
-        print(f"{int(np.prod(dictionary)):>10,} interests  {shown}" + ("" if "flat" in found else "  flat not run"))
+    print("\njoint step, ms of CPU; the paper's profile by dictionary, 12,000 items")
+    for dictionary in DICTIONARIES:
+        largest = dictionary == DICTIONARIES[-1]
+        for batch in (128, FLAT_BATCH) if largest else (128,):
+            heads = ("factorised",) if largest and batch == 128 else ("flat", "factorised")
+            steppers = {
+                head: Stepper("gemirec", "paper", 12_000, "joint", sized(dictionary, head), batch) for head in heads
+            }
+            found = few({head: stepper.step for head, stepper in steppers.items()})
+            shown = "  ".join(f"{head} {ms:.1f}" for head, ms in found.items())
+            print(f"{int(np.prod(dictionary)):>10,} interests, batch {batch:3}  {shown}")
+    print("by catalogue, each with its profile's batch")
     for items in (10_000, 100_000, 1_000_000):
-        over = {"refresh_every": 1}
-        steppers = {
-            p: Stepper("gemirec", p, items, "joint", over if p == "paper" else None) for p in ("paper", "tuned")
-        }
-        found = alternate({p: stepper.step for p, stepper in steppers.items()}, 5)
-        print(f"{items:>10,} items      " + "  ".join(f"{p} {ms:.1f}" for p, ms in found.items()))
+        steppers = {profile: Stepper("gemirec", profile, items, "joint") for profile in ("paper", "tuned")}
+        steppers["paper, factorised"] = Stepper(
+            "gemirec", "paper", items, "joint", sized(DICTIONARIES[1], "factorised")
+        )
+        found = few({name: stepper.step for name, stepper in steppers.items()})
+        print(f"{items:>10,} items  " + "  ".join(f"{name} {ms:.1f}" for name, ms in found.items()))
+
+
+def sized(dictionary: tuple[int, ...], head: str) -> dict[str, Any]:
+    """Return the settings of a dictionary and a head."""
+    return {"quantizer": {"sizes": list(dictionary)}, "decoder": {"head": head}}
+
+
+def caching(items: int = 12_000, users: int = 256) -> None:
+    """Print what 1,000 users cost the generator and the selection: in the nightly cache, and in an evaluation."""
+    print("\ngenerator and selection, ms of CPU for 1,000 users, batch 256")
+    batch = histories(users, items)
+    cases: dict[str, Any] = {"tuned": build("gemirec", "tuned", items)}
+    for dictionary in DICTIONARIES:
+        for head in ("flat", "factorised"):
+            name = f"paper, {int(np.prod(dictionary)):,} interests, {head}"
+            cases[name] = build("gemirec", "paper", items, sized(dictionary, head))
+    with torch.no_grad():
+        found = few({name: lambda m=model: m.select(m.state(batch)) for name, model in cases.items()})
+    for name, ms in found.items():
+        print(f"{name:40}{ms * 1000 / users:9.0f}")
+
+
+PARTS: dict[str, Callable[[], None]] = {"online": online, "training": training, "growth": growth, "caching": caching}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["online", "training", "growth"])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for part in arguments.parts or ("online", "training", "growth"):
-        {"online": online, "training": training, "growth": growth}[part]()
+    for part in arguments.parts or PARTS:
+        PARTS[part]()
 
 
 if __name__ == "__main__":
