@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemirec.components.embedding import ItemTable
 from gemirec.config import merge
 from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.models.base import Histories, RetrievalModel, Stage, TrainBatch
@@ -82,6 +83,9 @@ def shake(model: RetrievalModel, scale: float = 0.3) -> None:
         for key, parameter in model.named_parameters():
             generator = torch.Generator().manual_seed(len(key))
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+        for module in model.modules():
+            if isinstance(module, ItemTable):
+                module.weight[0] = 0  # padding's vector is zero and stays so
 
 
 def sequences(dataset: Dataset) -> list[Any]:
