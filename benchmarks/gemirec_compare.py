@@ -169,7 +169,7 @@ def main() -> None:
         print(*part, sep="\n", flush=True)
         text += part
     if args.page is not None:
-        write_page(args.page, "\n".join(text))
+        write_page(args.page, "\n" + "\n".join(text), Path(__file__).name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What GemiRec costs: online path beside ComiRec-SA, steps of its stages, growth with dictionary and catalogue, caching.
+"""What GemiRec costs: online path beside ComiRec-SA, steps of its stages, growth with dictionary and catalogue, cache.
 
 The online path is what a request pays: cached interest indices and the user's recent items to fused vectors
 (``GemiRec.fused``), against ``ComiRec-SA.interests`` with as many vectors. Alternately in one process, one thread,
