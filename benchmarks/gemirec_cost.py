@@ -216,9 +216,18 @@ def caching(items: int = 12_000, users: int = 256) -> None:
             name = f"paper, {int(np.prod(dictionary)):,} interests, {head}"
             cases[name] = build("gemirec", "paper", items, sized(dictionary, head))
     with torch.no_grad():
-        found = few({name: lambda m=model: m.select(m.state(batch)) for name, model in cases.items()})
+        found = few({name: _selecting(model, batch) for name, model in cases.items()})
     for name, ms in found.items():
         print(f"{name:40}{ms * 1000 / users:9.0f}")
+
+
+def _selecting(model: Any, batch: Histories) -> Callable[[], None]:
+    """Return a function that selects the interests of a batch."""
+
+    def run() -> None:
+        model.select(model.state(batch))
+
+    return run
 
 
 PARTS: dict[str, Callable[[], None]] = {"online": online, "training": training, "growth": growth, "caching": caching}
