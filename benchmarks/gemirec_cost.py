@@ -2,7 +2,8 @@
 
 The online path is what a request pays: cached interest indices and the user's recent items to fused vectors
 (``GemiRec.fused``), against ``ComiRec-SA.interests`` with as many vectors. Alternately in one process, one thread,
-process CPU time, medians.
+process CPU time, medians. The process keeps the memory that it has had, as a server's allocator does: otherwise page
+faults, up to half of a large batch's time, fall on one path or the other by chance.
 
     python benchmarks/gemirec_cost.py                    # about 4 minutes
     python benchmarks/gemirec_cost.py --parts online
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from gemirec.models.gemirec import GemiRec
 
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36), "MALLOC_TOP_PAD_": str(1 << 28)}
 LENGTH, K = 20, 5
 DICTIONARIES = ((16, 8, 4, 2), (32, 16, 8, 4), (64, 32, 16, 8))
 FLAT_BATCH = 8
@@ -238,6 +241,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS))
     arguments = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):  # read when the process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     torch.set_num_threads(1)
     for part in arguments.parts or PARTS:
         PARTS[part]()
