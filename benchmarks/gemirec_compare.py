@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from realdata import MAX_LENGTH, prepared
+from results import MODELS as RIVALS
 from results import write_page
 
 if TYPE_CHECKING:
@@ -28,17 +29,7 @@ if TYPE_CHECKING:
     from gemirec.data.simulator import SimulatedLog
 
 LOGS = ("amazon-beauty", "ml-1m", "kuairand-pure", "births")
-MODELS = (
-    "popularity",
-    "item_mean",
-    "youtube_dnn",
-    "single_vector",
-    "sasrec",
-    "mind",
-    "comirec_dr",
-    "comirec_sa",
-    "gemirec",
-)
+MODELS = (*RIVALS, "gemirec")
 SINGLE = ("popularity", "item_mean", "youtube_dnn", "single_vector", "sasrec")
 METRICS = ("recall@20", "recall@50", "ndcg@50", "amr@50", "exclusive@50", "list_div@50", "int_cos", "cur@50")
 PLANTED = ("planted_recovered", "planted_match", "births_found", "births_in_list@50", "births_users")

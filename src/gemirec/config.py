@@ -105,6 +105,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(cls: type[ConfigT], values: Mapping[str, Any], *, where: str = "config") -> ConfigT:
     """Build a config from plain values, strictly.
 
+    A nested mapping lies over the default that the parent gives the field, not over the nested class's own defaults.
+
     Args:
         cls: The config class.
         values: Nested mapping of plain values.
@@ -124,13 +126,23 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, Any], *, where: str = "co
     """
     _check_keys(cls, values, where, "")
     try:
-        return msgspec.convert(values, cls)
+        return msgspec.convert(_on_defaults(cls, values), cls)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         key = path.rstrip("`").lstrip(".") or "(top level)"
         raise ConfigError(
             f"a value in {where} cannot be used", got=f"{key}: {message}", fix=f"correct {key!r}"
         ) from error
+
+
+def _on_defaults(cls: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay the nested mappings of ``values`` over the defaults that ``cls`` gives those fields, at any depth."""
+    out = dict(values)
+    for field in msgspec.structs.fields(cls):
+        value = out.get(field.name)
+        if isinstance(field.default, Config) and isinstance(value, dict):
+            out[field.name] = merge(to_dict(field.default), _on_defaults(type(field.default), value))
+    return out
 
 
 def _check_keys(cls: type[Config], values: Mapping[str, Any], where: str, prefix: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
-from gemirec.config import Config, merge, to_dict
+from gemirec.config import Config, from_dict, merge, to_dict
 from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.errors import ConfigError
 from gemirec.models.base import RetrievalModel
@@ -193,6 +193,13 @@ def test_catalogue_rows_resolve(name: str) -> None:
     assert f"| `{name}` |" in model_table()
     for profile in PROFILES:
         assert load_profile(name, profile)
+
+
+def test_a_part_of_a_loss_keeps_the_rest_of_the_models_own() -> None:
+    """Not the rest of the loss class's: MIND's readout is label-aware, whatever else of its loss is set."""
+    loss = from_dict(config_class("mind"), {"loss": {"temperature": 0.1}}).loss  # type: ignore[attr-defined]
+    assert (loss.temperature, loss.readout, loss.power) == (0.1, "label_aware", 10.0)
+    assert from_dict(config_class("gemirec"), {"loss": {}}) == config_class("gemirec")()
 
 
 def test_wrong_names_are_refused_with_a_suggestion(planted: Dataset) -> None:
