@@ -25,14 +25,19 @@ from torch.nn import functional as F
 
 from gemirec.components.codes import all_codes, collapse_alarm, count_interests, unflatten
 from gemirec.components.decoder import InterestDecoder, future_targets
-from gemirec.components.features import UserFeatures
-from gemirec.components.quantizer import code_width
 from gemirec.components.selection import Selected, check_selection, limited_top_k, limited_top_k_of
-from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, Interests, LossTerms, Stage, TrainBatch
 from gemirec.models.common import TableModel, widen
 from gemirec.models.gemirec.config import GemiRecConfig
-from gemirec.models.gemirec.dictionary import CategoryDictionary, LearnedDictionary
+from gemirec.models.gemirec.dictionary import LearnedDictionary
+from gemirec.models.gemirec.parts import (
+    build_category_vectors,
+    build_dictionary,
+    build_features,
+    build_placeholder,
+    profile_of,
+    profile_width,
+)
 from gemirec.models.gemirec.tower import Fusion, Users, UserTower
 
 if TYPE_CHECKING:
@@ -76,25 +81,25 @@ class GemiRec(TableModel):
 
     def __init__(self, config: GemiRecConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.dictionary = _dictionary(config, spec)
+        self.dictionary = build_dictionary(config, spec)
         sizes = self.dictionary.sizes
         self.num_interests = count_interests(sizes)
         self.epsilon = config.epsilon or None
         self.limited = (1,) if config.limit_levels == "first" else None
         self._check_k(sizes)
-        self.tower_features = _features(spec, config.feature_dim, wanted=config.tower_features)
-        self.generator_features = _features(
+        self.tower_features = build_features(spec, config.feature_dim, wanted=config.tower_features)
+        self.generator_features = build_features(
             spec, config.feature_dim, wanted=config.generator_features and config.generator == "decoder"
         )
-        self.tower = UserTower(config.tower, config.dim, _width(self.tower_features), config.max_length)
+        self.tower = UserTower(config.tower, config.dim, profile_width(self.tower_features), config.max_length)
         self.fusion = Fusion(config.fusion, self.dictionary.width, config.dim)
         self.decoder = None
         if config.generator == "decoder":
             self.decoder = InterestDecoder(
-                config.decoder, sizes, config.dim, _width(self.generator_features), config.max_length
+                config.decoder, sizes, config.dim, profile_width(self.generator_features), config.max_length
             )
-        self.category = _category_vectors(config, spec)
-        self.placeholder = _placeholder(config, spec, self.dictionary.width)
+        self.category = build_category_vectors(config, spec)
+        self.placeholder = build_placeholder(config, spec, self.dictionary.width)
         self._has_categories = spec.category_N is not None
         category_N = spec.category_N if self._has_categories else [0] * (spec.num_items + 1)
         self.register_buffer("category_N", torch.as_tensor(category_N, dtype=torch.int64), persistent=False)
@@ -195,7 +200,7 @@ class GemiRec(TableModel):
         """Return the user tower's vectors, zero for an empty history, and what else the fusion reads."""
         wide = widen(histories, self.max_length)
         item_BLD = self._items(wide.item_BL)
-        vector_BD = self.tower.last(item_BLD, wide.mask_BL, _profile(self.tower_features, wide))
+        vector_BD = self.tower.last(item_BLD, wide.mask_BL, profile_of(self.tower_features, wide))
         return Users(vector_BD, item_BLD, wide.mask_BL)
 
     def interests(self, histories: Histories) -> Interests:
@@ -265,7 +270,7 @@ class GemiRec(TableModel):
         if self.decoder is None:
             return self._history_log_probs(wide, row_P, state_P)
         item_BLD = F.normalize(self._items(wide.item_BL).detach().float(), dim=-1) * self.config.dim**0.5
-        state_BLH: Tensor = self.decoder(item_BLD, _profile(self.generator_features, wide))
+        state_BLH: Tensor = self.decoder(item_BLD, profile_of(self.generator_features, wide))
         return state_BLH[row_P, state_P]
 
     @torch.no_grad()
@@ -329,7 +334,7 @@ class GemiRec(TableModel):
     def _prefixes(self, wide: Histories, labels: Labels) -> Users:
         """Return the user at each labelled position: who had read the items up to there and no more."""
         item_BLD = self._items(wide.item_BL)
-        state_BLD = self.tower(item_BLD, _profile(self.tower_features, wide))
+        state_BLD = self.tower(item_BLD, profile_of(self.tower_features, wide))
         read_PL = torch.arange(item_BLD.shape[1], device=item_BLD.device) < labels.state_P[:, None]
         return Users(state_BLD[labels.row_P, labels.state_P - 1], item_BLD[labels.row_P], read_PL)
 
@@ -454,57 +459,6 @@ class GemiRec(TableModel):
 def _mean(loss_P: Tensor, weight_P: Tensor) -> Tensor:
     """Return the weighted mean, 0 without rows."""
     return (loss_P * weight_P).sum() / weight_P.sum().clamp(min=1e-12)
-
-
-def _dictionary(config: GemiRecConfig, spec: DataSpec) -> LearnedDictionary | CategoryDictionary:
-    if config.dictionary == "learned":
-        return LearnedDictionary(config.quantizer, spec, config.dim)
-    return CategoryDictionary(spec, code_width(config.quantizer, config.dim) * len(config.quantizer.sizes))
-
-
-def _features(spec: DataSpec, dim: int, *, wanted: bool) -> UserFeatures | None:
-    """Return an encoder of the user features, ``None`` where they are not wanted or the data have none."""
-    if not wanted or not (spec.user_categorical_sizes or spec.num_user_numeric):
-        return None
-    return UserFeatures(spec.user_categorical_sizes, spec.num_user_numeric, dim)
-
-
-def _width(features: UserFeatures | None) -> int:
-    return features.width if features is not None else 0
-
-
-def _profile(features: UserFeatures | None, histories: Histories) -> Tensor | None:
-    if features is None:
-        return None
-    profile_BP: Tensor = features(len(histories.item_BL), histories.user_categorical_BF, histories.user_numeric_BG)
-    return profile_BP
-
-
-def _category_vectors(config: GemiRecConfig, spec: DataSpec) -> nn.Embedding | None:
-    if not config.item_categories or spec.category_N is None:
-        return None
-    table = nn.Embedding(spec.num_categories + 1, config.dim, padding_idx=0)
-    nn.init.normal_(table.weight, std=0.02)
-    with torch.no_grad():
-        table.weight[0] = 0
-    return table
-
-
-def _placeholder(config: GemiRecConfig, spec: DataSpec, width: int) -> nn.Embedding | None:
-    if config.placeholder == "zero":
-        return None
-    rows = 1
-    if config.placeholder == "category":
-        if spec.category_N is None:
-            raise ConfigError(
-                "stage 1 shall use the items' categories and there are none",
-                got="placeholder: category",
-                fix="prepare with an item table that has a category column, or set model.placeholder=learned",
-            )
-        rows = spec.num_categories + 1
-    table = nn.Embedding(rows, width)
-    nn.init.normal_(table.weight, std=width**-0.5)
-    return table
 
 
 def _learns(module: nn.Module) -> bool:
