@@ -47,6 +47,8 @@ COMPANY: dict[str, dict[str, Any]] = {
     "fusion.gate": {"fusion": {"kind": "residual"}},
     "fusion.attend": {"fusion": {"kind": "residual"}},
     "fusion.sharpness": {"fusion": {"kind": "residual", "attend": 0.5}},
+    "cell_bonus": {"cells": "own"},
+    "cell_prior": {"cells": "own", "train_interests": "served"},
     "interest_positions": {"interest_positions": 0.5},  # the default is all, and there are no more
 }
 

@@ -65,6 +65,16 @@ class GemiRecConfig(TableModelConfig, frozen=True, kw_only=True):
     """Sub-dictionaries under that limit: ``all`` (paper), or the first, coarsest one alone (ours)."""
     keep_user_vector: bool = False
     """Let the user's own vector, fused with no interest, be the first of the K (ours)."""
+    cells: Literal["none", "own", "apart"] = "none"
+    """Which items an interest stands for (ours; :mod:`gemirec.models.gemirec.cells`). ``none``: all, whatever their
+    code. ``own``: those of its own first-level code score ``cell_bonus`` more, and all items do for the user's own
+    vector. ``apart``: the same, but that vector gives way in the cells of the others. Item vectors grow by one
+    coordinate for each code of the first level."""
+    cell_bonus: PositiveFloat = 1.0
+    """What ``cells`` adds to the score; with normalised vectors 2 and more parts the catalogue strictly."""
+    cell_prior: Weight = 0.0
+    """Start of the learned weight a with which ``cells`` adds the log-probability of the interest to the score; the
+    user's own vector has what the others leave. 0 leaves it out."""
     dictionary: Literal["learned", "categories"] = "learned"
     """``learned``: the residual quantiser of ``quantizer``. ``categories``: the items' preset categories as the only
     codes (the paper's variant -I)."""
