@@ -155,7 +155,8 @@ def test_variants_without_meaning_are_named_with_the_reason(planted: Dataset, tm
     so, categories = "the full model is so already", "the data have no item categories"
     found = refused(bare(tmp_path / "bare"), tmp_path / "a", fits, profile="paper", overrides=SMALL, variants=VARIANTS)
     users = "the data have no user features"
-    assert found == {"-I": categories, "-U": users, "no-user-vector": so, "no-item-categories": so}
+    same = dict.fromkeys(("+J", "no-cells", "no-user-vector", "no-item-categories"), so)
+    assert found == {"-I": categories, "-U": users, **same}
     found = refused(planted, tmp_path / "b", fits, profile="tuned", overrides={"model": {"item_categories": True}})
     assert found == {"-J": so}
     preset = {"model": {"dictionary": "categories", "generator": "history"}}

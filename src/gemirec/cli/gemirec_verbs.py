@@ -22,7 +22,7 @@ def ablate(
         str,
         typer.Option(
             metavar="NAME,NAME,...",
-            help="full, -I, -J, -U, -M, random, no-user-vector, user-only, no-item-categories; or all.",
+            help="full, -I, -J, -U, -M, random, +J, no-cells, no-user-vector, user-only, no-item-categories; or all.",
         ),
     ] = "full,-I,-J,-U,-M,random",
     seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Training seeds.")] = "1,2,3",

@@ -55,6 +55,12 @@ VARIANTS: dict[str, Variant] = {
     "-U": Variant("the generator reads no user features", {"generator_features": False}, ("features", "decoder")),
     "-M": Variant("interests by their frequency in the history, no generator", {"generator": "history"}),
     "random": Variant("a random dictionary to start from, no k-means", {"quantizer": {"init": "random"}}, ("learned",)),
+    "+J": Variant(
+        "the dictionary is trained with the retriever, each step's items assigned anew",
+        {"joint": True, "refresh_every": 1},
+        ("learned",),
+    ),
+    "no-cells": Variant("every interest searches all items", {"cells": "none"}),
     "no-user-vector": Variant("the user's own vector is none of the K", {"keep_user_vector": False}),
     "user-only": Variant("the user's own vector alone", {"num_interests": 1, "keep_user_vector": True}),
     "no-item-categories": Variant("item vectors know no category", {"item_categories": False}, ("categories",)),
