@@ -27,12 +27,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Case:
-    """A regulariser as a function of ``[B, K, X]`` values, ``[B, K]`` interests and ``[B, L]`` positions that exist.
+    """A regulariser as a function of ``[B, K, X]`` values, ``[B, K]`` interests and ``[B, L]`` positions that exist,
+    and of ``[B]`` weights.
 
     ``numpy`` gives one row's value from the values of the interests that exist.
     """
 
-    torch: Callable[[Tensor, Tensor, Tensor], Tensor]
+    torch: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     numpy: Callable[[Array, NDArray[np.bool_]], float]
     width: int = D
     routing: bool = False
@@ -41,7 +42,8 @@ class Case:
 
 
 def unit(h_KD: Array) -> Array:
-    return h_KD / np.linalg.norm(h_KD, axis=-1, keepdims=True)
+    out: Array = h_KD / np.linalg.norm(h_KD, axis=-1, keepdims=True)
+    return out
 
 
 def cosine(h_KD: Array, _: Any) -> float:
@@ -77,14 +79,17 @@ def counted_covariance(a_KL: Array, mask_L: NDArray[np.bool_]) -> float:
 
 
 CASES = {
-    "cosine": Case(lambda h, mask, _: cosine_penalty(h, mask), cosine, alone=1.0),
-    "orthogonality": Case(lambda h, mask, _: orthogonality_penalty(h, mask), orthogonality),
-    "contrast": Case(lambda h, mask, _: interest_contrast(h, second_view(h), 0.5, mask), contrast),
+    "cosine": Case(lambda h, mask, _, w: cosine_penalty(h, mask, w), cosine, alone=1.0),
+    "orthogonality": Case(lambda h, mask, _, w: orthogonality_penalty(h, mask, w), orthogonality),
+    "contrast": Case(lambda h, mask, _, w: interest_contrast(h, second_view(h), 0.5, mask, w), contrast),
     "covariance": Case(
-        lambda a, mask, real: routing_covariance(a, real, D, mask_BK=mask), masked_covariance, width=L, routing=True
+        lambda a, mask, real, w: routing_covariance(a, real, D, mask_BK=mask, weight_B=w),
+        masked_covariance,
+        width=L,
+        routing=True,
     ),
     "covariance as released": Case(
-        lambda a, mask, real: routing_covariance(a * real[:, None], real, D, "counted", mask_BK=mask),
+        lambda a, mask, real, w: routing_covariance(a * real[:, None], real, D, "counted", mask_BK=mask, weight_B=w),
         counted_covariance,
         width=L,
         routing=True,
@@ -102,8 +107,18 @@ def example(case: Case, seed: int = 0) -> tuple[Array, NDArray[np.bool_], NDArra
     return value, exists, real
 
 
-def run(case: Case, value: Array, exists: NDArray[np.bool_], real: NDArray[np.bool_]) -> Tensor:
-    return case.torch(torch.from_numpy(value).float(), torch.from_numpy(exists), torch.from_numpy(real))
+def run(
+    case: Case, value: Array, exists: NDArray[np.bool_], real: NDArray[np.bool_], weight: Tensor | None = None
+) -> Tensor:
+    return case.torch(torch.from_numpy(value).float(), torch.from_numpy(exists), torch.from_numpy(real), weight)
+
+
+@EVERY
+def test_rows_count_by_their_weights(case: Case) -> None:
+    value, exists, real = example(case)
+    weight = torch.tensor([3.0, 0.0, 1.0, 0.0, 0.0])
+    by_hand = (3 * case.numpy(value[0][exists[0]], real[0]) + case.numpy(value[2][exists[2]], real[2])) / 4
+    assert run(case, value, exists, real, weight).item() == pytest.approx(by_hand, rel=1e-4)
 
 
 @EVERY
@@ -154,7 +169,7 @@ def test_gradient_reaches_what_exists_and_nothing_else(case: Case) -> None:
     value, exists, real = example(case, 3)
     exists[0] = True
     leaf = torch.from_numpy(value).float().requires_grad_()
-    case.torch(leaf, torch.from_numpy(exists), torch.from_numpy(real)).backward()  # type: ignore[no-untyped-call]
+    case.torch(leaf, torch.from_numpy(exists), torch.from_numpy(real), None).backward()  # type: ignore[no-untyped-call]
     assert leaf.grad is not None
     assert leaf.grad.isfinite().all()
     assert (leaf.grad[0].abs().sum(-1) > 0).all()
@@ -165,7 +180,7 @@ def test_gradient_reaches_what_exists_and_nothing_else(case: Case) -> None:
 def test_nothing_at_all_is_finite(case: Case) -> None:
     """Zero vectors, no real item, an empty history's row: value and gradient are numbers."""
     leaf = torch.zeros(2, K, case.width, requires_grad=True)
-    got = case.torch(leaf, torch.ones(2, K, dtype=torch.bool), torch.zeros(2, L, dtype=torch.bool))
+    got = case.torch(leaf, torch.ones(2, K, dtype=torch.bool), torch.zeros(2, L, dtype=torch.bool), None)
     got.backward()  # type: ignore[no-untyped-call]
     assert got.isfinite()
     assert leaf.grad is not None
@@ -226,15 +241,18 @@ def test_partition_contrast() -> None:
     for w, near in zip(own, positive, strict=True):
         e = np.exp(np.array([w @ near, *(negative @ w)]) / 0.7)
         by_hand.append(-np.log(e[0] / e.sum()))
-    tensors = [torch.from_numpy(x).float().requires_grad_() for x in (own, positive, negative)]
-    assert partition_contrast(*tensors, temperature=0.7).item() == pytest.approx(np.mean(by_hand), rel=1e-5)
+    leaves = [torch.from_numpy(x).float().requires_grad_() for x in (own, positive, negative)]
+    leaf_w, leaf_near, leaf_far = leaves
+    assert partition_contrast(leaf_w, leaf_near, leaf_far, temperature=0.7).item() == pytest.approx(
+        np.mean(by_hand), rel=1e-5
+    )
     mask = torch.tensor([True, False, True])
-    got = partition_contrast(*tensors, temperature=0.7, mask_P=mask)
+    got = partition_contrast(leaf_w, leaf_near, leaf_far, temperature=0.7, mask_P=mask)
     assert got.item() == pytest.approx((by_hand[0] + by_hand[2]) / 2, rel=1e-5)
     got.backward()  # type: ignore[no-untyped-call]
-    gradients = [t.grad for t in tensors if t.grad is not None]
+    gradients = [t.grad for t in leaves if t.grad is not None]
     assert len(gradients) == 3
     assert (gradients[0][1] == 0).all()
     assert (gradients[1][1] == 0).all()
     assert all((g.abs().sum(1) > 0).any() for g in gradients)
-    assert partition_contrast(*tensors, mask_P=torch.zeros(3, dtype=torch.bool)).item() == 0
+    assert partition_contrast(leaf_w, leaf_near, leaf_far, mask_P=torch.zeros(3, dtype=torch.bool)).item() == 0

@@ -20,7 +20,7 @@ Reduction = Literal["mean", "sum"]
 _NEVER = -1e30
 
 
-def cosine_penalty(interest_BKD: Tensor, mask_BK: Tensor | None = None) -> Tensor:
+def cosine_penalty(interest_BKD: Tensor, mask_BK: Tensor | None = None, weight_B: Tensor | None = None) -> Tensor:
     """Return ``(1/K^2) sum_ij cos(h_i, h_j)`` (survey, section 3.4), K the number of a row's interests.
 
     The sum holds the K pairs of an interest with itself, as printed: K equal interests give 1, K orthogonal ones 1/K,
@@ -29,16 +29,19 @@ def cosine_penalty(interest_BKD: Tensor, mask_BK: Tensor | None = None) -> Tenso
     Args:
         interest_BKD: ``[B, K, D]`` interests of any length.
         mask_BK: ``[B, K]`` bool, true where an interest exists; ``None`` if all do.
+        weight_B: ``[B]`` weights of the rows in the mean; ``None`` for equal ones.
 
     Example:
         >>> cosine_penalty(torch.eye(4)[None])
         tensor(0.2500)
     """
     direction_BKD, exists_BK = _directions(interest_BKD, mask_BK)
-    return (direction_BKD.sum(1).square().sum(1) / _count(exists_BK).square()).mean()
+    return weighted_mean(direction_BKD.sum(1).square().sum(1) / _count(exists_BK).square(), weight_B)
 
 
-def orthogonality_penalty(interest_BKD: Tensor, mask_BK: Tensor | None = None) -> Tensor:
+def orthogonality_penalty(
+    interest_BKD: Tensor, mask_BK: Tensor | None = None, weight_B: Tensor | None = None
+) -> Tensor:
     """Return ``||H H^T - I||_F^2`` of the interests' directions: twice the sum of their squared cosines over pairs.
 
     Unlike :func:`cosine_penalty` it is smallest, at 0, for orthogonal interests and not for opposite ones. A zero
@@ -47,6 +50,7 @@ def orthogonality_penalty(interest_BKD: Tensor, mask_BK: Tensor | None = None) -
     Args:
         interest_BKD: ``[B, K, D]`` interests of any length.
         mask_BK: ``[B, K]`` bool, true where an interest exists; ``None`` if all do.
+        weight_B: ``[B]`` weights of the rows in the mean; ``None`` for equal ones.
 
     Example:
         >>> orthogonality_penalty(torch.ones(1, 3, 2))  # 6 ordered pairs of cosine 1
@@ -55,7 +59,7 @@ def orthogonality_penalty(interest_BKD: Tensor, mask_BK: Tensor | None = None) -
     direction_BKD, exists_BK = _directions(interest_BKD, mask_BK)
     with torch.autocast(direction_BKD.device.type, enabled=False):
         gram_BKK = direction_BKD @ direction_BKD.transpose(1, 2)
-    return (gram_BKK - torch.diag_embed(exists_BK.float())).square().sum((1, 2)).mean()
+    return weighted_mean((gram_BKK - torch.diag_embed(exists_BK.float())).square().sum((1, 2)), weight_B)
 
 
 def interest_contrast(view_BKD: Tensor, other_BKD: Tensor, temperature: float, mask_BK: Tensor | None = None) -> Tensor:
@@ -70,6 +74,7 @@ def interest_contrast(view_BKD: Tensor, other_BKD: Tensor, temperature: float, m
         other_BKD: ``[B, K, D]`` the same under another dropout, noise or cut of the history.
         temperature: tau.
         mask_BK: ``[B, K]`` bool, true where an interest exists; ``None`` if all do.
+        weight_B: ``[B]`` weights of the rows in the mean; ``None`` for equal ones.
 
     Example:
         >>> interest_contrast(torch.ones(1, 2, 3), torch.ones(1, 2, 3), temperature=0.1)  # log 2
@@ -81,7 +86,7 @@ def interest_contrast(view_BKD: Tensor, other_BKD: Tensor, temperature: float, m
         logit_BKK = direction_BKD @ other_BKD.transpose(1, 2) / temperature
     log_prob_BKK = torch.log_softmax(logit_BKK.masked_fill(~exists_BK[:, None], _NEVER), dim=2)
     loss_BK = -log_prob_BKK.diagonal(dim1=1, dim2=2).masked_fill(~exists_BK, 0.0)
-    return (loss_BK.sum(1) / _count(exists_BK)).mean()
+    return weighted_mean(loss_BK.sum(1) / _count(exists_BK), weight_B)
 
 
 def routing_covariance(
@@ -91,6 +96,7 @@ def routing_covariance(
     padding: Padding = "masked",
     reduce: Reduction = "mean",
     mask_BK: Tensor | None = None,
+    weight_B: Tensor | None = None,
 ) -> Tensor:
     """Return REMI's routing regularisation ``||diag(Cov)||_2^2`` (Xie et al., RecSys 2023, arXiv 2302.14532).
 
@@ -108,6 +114,7 @@ def routing_covariance(
         padding: ``masked`` leaves padding out; ``counted`` is the release.
         reduce: ``mean`` over the batch, or ``sum`` as in the release.
         mask_BK: ``[B, K]`` bool, true where an interest exists; ``None`` if all do.
+        weight_B: ``[B]`` weights of the rows in the mean; ``None`` for equal ones.
 
     Example:
         >>> peaked = torch.tensor([[[1.0, 0.0]]])  # variance 1/4 + 1/4
@@ -125,7 +132,9 @@ def routing_covariance(
     if mask_BK is not None:
         penalty_BK = penalty_BK.masked_fill(~mask_BK, 0.0)
     penalty_B = penalty_BK.sum(dim=1)
-    return penalty_B.sum() if reduce == "sum" else penalty_B.mean()
+    if reduce == "sum":
+        return penalty_B.sum() if weight_B is None else (penalty_B * weight_B).sum()
+    return weighted_mean(penalty_B, weight_B)
 
 
 def elementwise_penalty(weight_KX: Tensor) -> Tensor:
@@ -142,7 +151,8 @@ def elementwise_penalty(weight_KX: Tensor) -> Tensor:
         tensor(0.5000)
     """
     flat_KX = weight_KX.float().flatten(1)
-    return torch.linalg.vector_norm(flat_KX[:, None] * flat_KX[None], dim=2).mean()
+    norm_KK: Tensor = torch.linalg.vector_norm(flat_KX[:, None] * flat_KX[None], dim=2)
+    return norm_KK.mean()
 
 
 def partition_contrast(
@@ -174,6 +184,18 @@ def partition_contrast(
     loss_P = F.cross_entropy(logit_PE, first_P, reduction="none")
     counts_P = torch.ones_like(loss_P) if mask_P is None else mask_P.float()
     return (loss_P * counts_P).sum() / counts_P.sum().clamp(min=1)
+
+
+def weighted_mean(value_B: Tensor, weight_B: Tensor | None) -> Tensor:
+    """Return ``sum_b w_b x_b / sum_b w_b``, a scalar; the plain mean without weights.
+
+    Example:
+        >>> weighted_mean(torch.tensor([1.0, 5.0]), torch.tensor([3.0, 1.0]))
+        tensor(2.)
+    """
+    if weight_B is None:
+        return value_B.mean()
+    return (value_B * weight_B).sum() / weight_B.sum()
 
 
 def _directions(interest_BKD: Tensor, mask_BK: Tensor | None) -> tuple[Tensor, Tensor]:
