@@ -62,7 +62,13 @@ def orthogonality_penalty(
     return weighted_mean((gram_BKK - torch.diag_embed(exists_BK.float())).square().sum((1, 2)), weight_B)
 
 
-def interest_contrast(view_BKD: Tensor, other_BKD: Tensor, temperature: float, mask_BK: Tensor | None = None) -> Tensor:
+def interest_contrast(
+    view_BKD: Tensor,
+    other_BKD: Tensor,
+    temperature: float,
+    mask_BK: Tensor | None = None,
+    weight_B: Tensor | None = None,
+) -> Tensor:
     """Return InfoNCE between two views of the interests (survey, section 3.4): same interest near, others far.
 
     For interest k of a row, ``-log( e^{cos(v_k, o_k)/tau} / sum_j e^{cos(v_k, o_j)/tau} )``, j over the row's
