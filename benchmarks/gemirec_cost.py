@@ -1,7 +1,7 @@
 """What GemiRec costs: online path beside ComiRec-SA, steps of its stages, growth with dictionary and catalogue, cache.
 
 The online path is what a request pays: cached interest indices and the user's recent items to fused vectors
-(``GemiRec.fused``), against ``ComiRec-SA.interests`` with as many vectors. Alternately in one process, one thread,
+(``GemiRec.online()``), against ``ComiRec-SA.interests`` with as many vectors. Alternately in one process, one thread,
 process CPU time, medians. The process keeps the memory that it has had, as a server's allocator does: otherwise page
 faults, up to half of a large batch's time, fall on one path or the other by chance.
 
@@ -44,7 +44,7 @@ DICTIONARIES = ((16, 8, 4, 2), (32, 16, 8, 4), (64, 32, 16, 8))
 FLAT_BATCH = 8
 """Windows a step of the largest dictionary: the flat head's logits take 21 MB for each of them."""
 OFFLINE = ("decoder.", "generator_features.", "dictionary.quantizer.encoder.", "dictionary.quantizer.decoder.", "place")
-"""Parameters that ``fused`` does not read."""
+"""Parameters that the online path does not read."""
 
 
 def spec_of(items: int) -> DataSpec:
@@ -90,18 +90,25 @@ def online(items: int = 12_000) -> None:
     for profile in ("paper", "tuned"):
         model: GemiRec = build("gemirec", profile, items)
 
-        def cached(batch: Histories, model: GemiRec = model, kept: dict[int, Any] = {}) -> Any:  # noqa: B006
+        path = model.online()
+
+        def cached(
+            batch: Histories,
+            model: GemiRec = model,
+            path: Callable[..., Any] = path,
+            kept: dict[int, Any] = {},  # noqa: B006
+        ) -> Any:
             size = len(batch.item_BL)
             if size not in kept:
                 kept[size] = model.select(model.state(batch))
-            return model.fused(batch, kept[size])
+            return path(batch, kept[size])
 
         rows[f"gemirec {profile}"] = (model, cached)
         rows[f"gemirec {profile}, generator too"] = (model, model.interests)
     print(f"online path, K {K}, L {LENGTH}, D 64, {items:,} items; ms of CPU")
     print(f"{'':34}{'online':>10}{'offline':>10}{'MFLOP':>8}{'ms @ 1':>9}{'ratio':>7}{'ms @ 512':>10}{'ratio':>7}")
     one, many = histories(1, items), histories(512, items)
-    with torch.no_grad():
+    with torch.inference_mode():
         for _, call in rows.values():
             call(one), call(many)
         at_one = alternate({name: _times(call, one, 20) for name, (_, call) in rows.items()}, 30)

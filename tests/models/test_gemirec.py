@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from gemirec.components.codes import unflatten
+from gemirec.components.selection import Selected
 from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, TrainBatch
@@ -232,6 +233,34 @@ def test_serving_is_to_select_and_to_fuse(over: dict[str, Any], planted: Dataset
     expected = first / np.linalg.norm(first) if model.config.loss.normalize else first
     np.testing.assert_allclose(whole.vector_BKD[0, 0].detach().numpy(), expected, rtol=1e-4, atol=1e-5)
     assert whole.vector_BKD.shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {},
+        {"keep_user_vector": True, "cells": "apart"},
+        {"fusion": {"kind": "residual", "attend": 0.5}, "loss": {"normalize": True}},
+        {"dictionary": "categories", "keep_user_vector": True, "fusion": {"kind": "residual"}},
+    ],
+)
+def test_the_online_path_is_the_model(over: dict[str, Any], planted: Dataset, spec: DataSpec) -> None:
+    """What it does to interests beforehand gives the vectors of :meth:`fused`, for absent interests and users too."""
+    model = shaken(spec, **over)
+    histories = held_out(planted, model.max_length)
+    histories.item_BL[0] = 0
+    index_Bk, logp_Bk = model.select(model.state(histories))
+    index_Bk[1, -1], index_Bk[2] = -1, -1
+    chosen = Selected(index_Bk, logp_Bk)
+    want, got = model.fused(histories, chosen), model.online()(histories, chosen)
+    assert torch.equal(got.mask_BK, want.mask_BK)
+    torch.testing.assert_close(
+        got.vector_BKD * got.mask_BK[:, :, None], want.vector_BKD.detach() * want.mask_BK[:, :, None]
+    )
+    for one, other in ((got.code_BKC, want.code_BKC), (got.weight_BK, want.weight_BK)):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("head", ["flat", "factorised"])

@@ -31,7 +31,7 @@ from gemirec.models.gemirec.parts import (
     profile_of,
     profile_width,
 )
-from gemirec.models.gemirec.tower import Fusion, Users, UserTower
+from gemirec.models.gemirec.tower import Fusion, Prepared, Users, UserTower
 
 if TYPE_CHECKING:
     from gemirec.data.dataset import DataSpec
@@ -153,9 +153,8 @@ class ServedGemiRec(TableModel):
     def users(self, histories: Histories) -> Users:
         """Return the user tower's vectors, zero for an empty history, and what else the fusion reads."""
         wide = widen(histories, self.max_length)
-        item_BLD = self._items(wide.item_BL)
-        vector_BD = self.tower.last(item_BLD, wide.mask_BL, profile_of(self.tower_features, wide))
-        return Users(vector_BD, item_BLD, wide.mask_BL)
+        item_BLD, mask_BL = self._items(wide.item_BL), wide.mask_BL
+        return Users(self.tower.last(item_BLD, mask_BL, profile_of(self.tower_features, wide)), item_BLD, mask_BL)
 
     def interests(self, histories: Histories) -> Interests:
         """Return the fused vectors of the interests that the user is given; a zero one for an empty history."""
@@ -183,27 +182,37 @@ class ServedGemiRec(TableModel):
             without any interest, have one vector.
         """
         users = self.users(histories)
-        vector_BKD, mask_BK, code_BKC, weight_BK = self._chosen(chosen, users)
+        return self._given(self._fuse(self.code_MC[chosen.index_Bk.clamp(min=0)], users), chosen, users)
+
+    def _given(self, vector_BKD: Tensor, chosen: Selected, users: Users) -> Interests:
+        """Return fused vectors ``[B, K, D]`` as the interests of users, some of which may be absent."""
+        mask_BK, code_BKC, weight_BK = self._of(chosen)
         mask_BK = mask_BK & users.mask_BL.any(dim=1, keepdim=True)
         vector_BKD = self._with_cells(self._normalize(vector_BKD).float(), code_BKC, weight_BK) * mask_BK[:, :, None]
         nothing_B1 = ~mask_BK.any(dim=1, keepdim=True)  # whoever has no interest has one, and it is zero
         mask_BK = torch.cat([mask_BK[:, :1] | nothing_B1, mask_BK[:, 1:]], dim=1)
         return Interests(vector_BKD, mask_BK, weight_BK.float(), code_BKC)
 
-    def _chosen(self, chosen: Selected, users: Users) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return vectors ``[B, K, D]``, which exist ``[B, K]``, codes ``[B, K, C]`` and probabilities ``[B, K]``.
+    def _of(self, chosen: Selected) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which selected interests exist ``[B, K]``, their codes ``[B, K, C]`` and probabilities ``[B, K]``.
 
-        Of the selected interests; with ``keep_user_vector`` the user's own comes first, with what they leave to 1.
+        With ``keep_user_vector`` the user's own vector comes first, with the probability that they leave to 1.
         """
         mask_BK, weight_BK = chosen.index_Bk >= 0, chosen.logp_Bk.exp()
-        code_BKC = self.code_MC[chosen.index_Bk.clamp(min=0)]
-        vector_BKD = self._fuse(code_BKC, users)
-        code_BKC = torch.where(mask_BK[:, :, None], code_BKC, -1)
+        code_BKC = torch.where(mask_BK[:, :, None], self.code_MC[chosen.index_Bk.clamp(min=0)], -1)
         if self.config.keep_user_vector:
             mask_BK = F.pad(mask_BK, (1, 0), value=True)
             code_BKC = F.pad(code_BKC, (0, 0, 1, 0), value=-1)
             weight_BK = torch.cat([1 - weight_BK.sum(dim=1, keepdim=True).clamp(max=1), weight_BK], dim=1)
-        return vector_BKD, mask_BK, code_BKC, weight_BK
+        return mask_BK, code_BKC, weight_BK
+
+    @torch.no_grad()
+    def online(self) -> OnlinePath:
+        """Return the online path of the model as it is now, with what it does to interests alone done once.
+
+        Its vectors are those of :meth:`fused` up to rounding. It must be asked for anew after training goes on.
+        """
+        return OnlinePath(self)
 
     def _fuse(self, code_BKC: Tensor, users: Users) -> Tensor:
         """Return the vectors of interests ``[B, K, C]``, before them the user's own with ``keep_user_vector``."""
@@ -275,3 +284,30 @@ class ServedGemiRec(TableModel):
             out_BE: Tensor = self.placeholder(row_B)
             return out_BE
         return self.item_table.weight.new_zeros(len(item_B), self.dictionary.width)
+
+
+class OnlinePath:
+    """From cached interests and fresh histories to vectors, with as little work per request as can be.
+
+    Args:
+        model: The model. Its weights are read when this is built (the interests' part) and at each request.
+    """
+
+    def __init__(self, model: ServedGemiRec) -> None:
+        self._model = model
+        embedding_ME = model.dictionary.embed(model.code_MC)
+        # One further row: no interest. Absent ones and the user's own vector are fused with it.
+        self._prepared = model.fusion.prepare(F.pad(embedding_ME, (0, 0, 0, 1)))
+
+    def __call__(self, histories: Histories, chosen: Selected) -> Interests:
+        """Return what :meth:`ServedGemiRec.fused` returns, up to rounding, without gradient."""
+        model, hidden_XH, direction_XD = self._model, *self._prepared
+        with torch.no_grad():
+            index_BK = chosen.index_Bk
+            if model.config.keep_user_vector:
+                index_BK = F.pad(index_BK, (1, 0), value=-1)
+            row_BK = index_BK % len(hidden_XH)  # -1 is the last row
+            direction_BKD = None if direction_XD is None else F.embedding(row_BK, direction_XD)
+            users = model.users(histories)
+            fused_BKD = model.fusion.combine(Prepared(F.embedding(row_BK, hidden_XH), direction_BKD), users)
+            return model._given(fused_BKD, chosen, users)

@@ -181,7 +181,8 @@ class GemiRec(ServedGemiRec):
             state_PX = self._states(wide, labels.row_P, labels.state_P)
         if self.config.train_interests == "served":
             chosen = self.select(state_PX)
-            vector_PKD, mask_PK, code_PKC, weight_PK = self._chosen(chosen, users)
+            mask_PK, code_PKC, weight_PK = self._of(chosen)
+            vector_PKD = self._fuse(self.code_MC[chosen.index_Bk.clamp(min=0)], users)
             vector_PKD = self._with_cells(self._normalize(vector_PKD), code_PKC, weight_PK)
             loss = self._loss(vector_PKD, labels, batch, mask_PK=mask_PK)
         else:

@@ -1,6 +1,7 @@
 """GemiRec's user tower and fusion network.
 
-Axes: B batch, L history length, K interests, D embedding, E interest embedding, P profile, X any leading axes.
+Axes: B batch, L history length, K interests, D embedding, E interest embedding, P profile, H hidden width,
+X any leading axes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,18 @@ class Users(NamedTuple):
     def rows(self, row_Q: Tensor) -> Users:
         """Return the users of some rows."""
         return Users(*(part[row_Q] for part in self))
+
+
+class Prepared(NamedTuple):
+    """What the fusion needs of interests.
+
+    Attributes:
+        hidden_XH: ``[..., H]`` the interest's part of the hidden layer.
+        direction_XD: ``[..., D]`` what ``kind: residual`` adds to the user; ``None`` otherwise.
+    """
+
+    hidden_XH: Tensor
+    direction_XD: Tensor | None
 
 
 class UserTower(nn.Module):
@@ -147,16 +160,22 @@ class Fusion(nn.Module):
 
     def forward(self, interest_BKE: Tensor, users: Users) -> Tensor:
         """Return the fused vectors ``[B, K, D]`` of interests with embeddings ``[B, K, E]``."""
-        user_BD = users.vector_BD
-        dim = user_BD.shape[1]
+        return self.combine(self.prepare(interest_BKE), users)
+
+    def prepare(self, interest_XE: Tensor) -> Prepared:
+        """Return what the network does to interests ``[..., E]`` alone, whoever the user is."""
+        weight_HE = self.inner.weight[:, : interest_XE.shape[-1]]
+        direction_XD = self.project(interest_XE) if self.kind == "residual" else None
+        return Prepared(F.linear(interest_XE, weight_HE), direction_XD)
+
+    def combine(self, interests: Prepared, users: Users) -> Tensor:
+        """Return the fused vectors ``[B, K, D]`` of prepared interests ``[B, K, ...]``."""
+        user_BD, hidden_BKH, direction_BKD = users.vector_BD, interests.hidden_XH, interests.direction_XD
         # inner([e; u]) without building the concatenation: the user's part is computed once, not K times
-        interest_weight, user_weight = torch.split(self.inner.weight, [interest_BKE.shape[2], dim], dim=1)
-        user_BH = F.linear(user_BD, user_weight, self.inner.bias)
-        hidden_BKH = F.relu(F.linear(interest_BKE, interest_weight) + user_BH[:, None])
-        out_BKD: Tensor = self.outer(hidden_BKH)
-        if self.kind == "mlp":
+        user_BH = F.linear(user_BD, self.inner.weight[:, -user_BD.shape[1] :], self.inner.bias)
+        out_BKD: Tensor = self.outer(F.relu(hidden_BKH + user_BH[:, None]))
+        if direction_BKD is None:
             return out_BKD
-        direction_BKD: Tensor = self.project(interest_BKE)
         fused_BKD: Tensor = user_BD[:, None] + self.gate * (direction_BKD + out_BKD)
         if self.attend is None or self.sharpness is None:
             return fused_BKD
