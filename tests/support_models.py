@@ -33,6 +33,7 @@ TINY: dict[str, dict[str, Any]] = {
         "loss": {"num_negatives": 40},
     },
     "comirec_sa": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
+    "remi": {**_WIDE, "num_interests": 3, "routing_reduce": "mean", "loss": {"num_negatives": 40}},
     "gemirec": {
         **_WIDE,
         "num_interests": 3,

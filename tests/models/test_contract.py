@@ -209,7 +209,6 @@ def test_serving_vectors_are_the_training_vectors(name: str, normalize: bool, pl
     )
     terms = model.losses(batch, model.stages[-1].name).terms
     torch.testing.assert_close(terms["retrieval"], again)
-    assert name == "gemirec" or set(terms) == {"retrieval"}
     ids = torch.tensor([[1, 5], [7, 2]])
     torch.testing.assert_close(model.item_vectors(ids), model.item_vectors()[ids])
     if normalize:

@@ -90,6 +90,12 @@ MODELS: dict[str, ModelEntry] = {
         "Cen et al., KDD 2020, arXiv 2005.09347",
         "K self-attention distributions over the history",
     ),
+    "remi": ModelEntry(
+        "gemirec.models.remi:REMI",
+        "gemirec.models.remi:REMIConfig",
+        "Xie et al., RecSys 2023, arXiv 2302.14532",
+        "ComiRec-SA with interest-aware hard negatives and attention kept broad",
+    ),
     "gemirec": ModelEntry(
         "gemirec.models.gemirec:GemiRec",
         "gemirec.models.gemirec:GemiRecConfig",
