@@ -18,6 +18,7 @@ from gemirec.data.dataset import Dataset
 from gemirec.errors import ArtifactError, ConfigError, DataError
 from gemirec.evaluation.collapse import PER_LIST, PER_USER
 from gemirec.evaluation.evaluate import TIE_PLACES, EvaluationResult, compare, evaluate
+from gemirec.evaluation.long_tail import popularity_groups
 from gemirec.evaluation.metrics import accuracy, category_diversity, rank_targets
 from gemirec.models.base import Histories, Interests, LossTerms, ModelConfig, RetrievalModel, TrainBatch
 from gemirec.retrieval.index import ExactIndex
@@ -101,7 +102,7 @@ def test_equals_a_loop_over_users(planted: Dataset, exclude_seen: bool) -> None:
     model, config = FakeModel(planted.spec()), EvaluationConfig(top_n=(5, 12), exclude_seen=exclude_seen, batch_size=7)
     result = evaluate(model, planted, config)
     index, model = ExactIndex(model.item_vectors()), model.eval()
-    category_N = planted.spec().category_N
+    category_N, group_N = planted.spec().category_N, popularity_groups(planted.spec().train_count_N)
     rows, exposure_N, new_targets = [], np.zeros(planted.num_items + 1), 0
     for window in evaluation_batches(planted, "test", batch_size=1, max_length=10):
         with torch.no_grad():
@@ -121,6 +122,10 @@ def test_equals_a_loop_over_users(planted: Dataset, exclude_seen: bool) -> None:
         fresh = {item for item in window.target_E.tolist() if category_N[item] not in met}
         row |= {f"cur@{n}": len(fresh & set(listed[0, :n].tolist())) / len(fresh) if fresh else None for n in (5, 12)}
         new_targets += len(fresh)
+        for number, name in enumerate(("head", "middle", "tail")):
+            mine = {item for item in window.target_E.tolist() if group_N[item] == number}
+            for n in (5, 12):
+                row[f"recall_{name}@{n}"] = len(mine & set(listed[0, :n].tolist())) / len(mine) if mine else None
         row["history_length"], row["num_targets"] = len(window.seen_E), len(window.target_E)
         user, items = int(window.user_B[0]), [f"item-{i}" for i in listed[0, :12]]
         rows.append({"user_id": f"user-{user}", "items": items, "interests": merged.interest_BN[0, :12].tolist()} | row)

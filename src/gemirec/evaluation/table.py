@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemirec.evaluation.evolution import new_category_recall
+from gemirec.evaluation.long_tail import group_recall, popularity_groups
 from gemirec.evaluation.metrics import accuracy, category_diversity, coverage, gini, rank_targets
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class BlockTable:
         if "category_index" in items.columns:
             self.category_N = np.zeros(self.dataset.num_items + 1, dtype=np.int32)
             self.category_N[1:] = items["category_index"].to_numpy()
+        self.group_N = popularity_groups(np.concatenate([[0], items["train_count"].to_numpy()]))
         for n in self.top_n:
             self.exposure[n] = np.zeros(self.dataset.num_items + 1, dtype=np.int64)
 
@@ -65,6 +67,7 @@ class BlockTable:
             self.exposure[n] += np.bincount(shown[shown > 0], minlength=self.dataset.num_items + 1)
             if self.category_N is not None:
                 found[f"diversity@{n}"] = category_diversity(shown, self.category_N)
+        found |= group_recall(ranks, self.group_N, self.top_n)
         found |= self._evolution(windows, ranks) | dict(extra)
         self.metric_names = list(found)
         last = self.top_n[-1]
