@@ -45,9 +45,10 @@ def ablate(
 
         gemirec ablate data --out ablation --variants all --split valid --json > ablation.json
     """
-    from gemirec.experiments.ablate import VARIANTS, parse_seeds
+    from gemirec.experiments.ablate import VARIANTS
     from gemirec.experiments.ablate import ablate as run
     from gemirec.experiments.ablate_table import ablate_summary
+    from gemirec.experiments.many_runs import parse_seeds
     from gemirec.experiments.summaries import layered
 
     names = list(VARIANTS) if variants == "all" else [name.strip() for name in variants.split(",") if name.strip()]

@@ -6,7 +6,6 @@ is finished is not trained again; one that was stopped goes on.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
-from gemirec.artifacts import FORMAT_VERSION, read_json, translate_os_errors, write_json
+from gemirec.artifacts import FORMAT_VERSION, write_json
 from gemirec.config import Config, EvaluationConfig, from_dict, merge, to_dict
 from gemirec.data.dataset import Dataset
-from gemirec.errors import ConfigError, StorageError
+from gemirec.errors import ConfigError
 from gemirec.evaluation.result import EvaluationResult
 from gemirec.experiments.ablate_table import variant_row
+from gemirec.experiments.many_runs import check_seeds, earlier_report, measured
 from gemirec.experiments.watch import Silent, Watcher
 from gemirec.models.catalog import build_model
-from gemirec.recommender import Recommender
 from gemirec.recommender.settings import resolve
 
 if TYPE_CHECKING:
@@ -180,20 +179,11 @@ class _Job:
 
     def _check_folder(self) -> None:
         """Refuse a folder that holds anything but this ablation."""
-        file = self.out / REPORT
-        with translate_os_errors(self.out):
-            if not file.is_file():
-                half_written = f".{REPORT}."
-                if self.out.exists() and (
-                    not self.out.is_dir() or any(not path.name.startswith(half_written) for path in self.out.iterdir())
-                ):
-                    raise StorageError("the folder holds something else", got=self.out, fix="choose another folder")
-                return
-        before = read_json(file)
-        if not isinstance(before, dict) or before.get("asked") != self.asked:
+        before = earlier_report(self.out, REPORT)
+        if before is not None and (not isinstance(before, dict) or before.get("asked") != self.asked):
             raise ConfigError(
                 "the folder holds an ablation of other data or with another configuration",
-                got=file,
+                got=self.out / REPORT,
                 fix="repeat the command that made it (its configuration is in that file), or choose another folder",
             )
 
@@ -230,21 +220,18 @@ class _Job:
         if (scores / "evaluation.json").is_file():
             return EvaluationResult.read(scores)
         watcher.note(f"training {name}, seed {seed}")
-        recommender = Recommender.fit(
+        result = measured(
             self.data,
+            folder,
             model=MODEL,
             profile=self.profile,
             overrides=self._overrides(name, seed),
-            workdir=folder,
-            resume=True,
-            progress=watcher.training,
+            evaluation=self.evaluation,
+            scores=scores,
+            watcher=watcher,
         )
-        recommender.save_pretrained(folder / "artifact", histories=False, overwrite=True)
-        result = recommender.evaluate(config=self.evaluation, progress=watcher.counted)
-        result.write(scores)
-        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
         watcher.note(f"  recall@50 {result.metrics['recall@50']:.4f}")
-        return EvaluationResult.read(scores)  # holds no lists of users until they are asked for
+        return result
 
     def report(self, found: Mapping[str, Mapping[int, EvaluationResult]], reasons: Mapping[str, str]) -> dict[str, Any]:
         """Return the table of what is finished."""
@@ -267,21 +254,4 @@ def _check_lists(variants: Sequence[str], seeds: Sequence[int]) -> None:
     unknown = [name for name in variants if name not in VARIANTS]
     if unknown:
         raise ConfigError("no such variant", got=", ".join(unknown), fix=f"choose from {', '.join(VARIANTS)}")
-    if not seeds or min(seeds) < 0:
-        raise ConfigError("seeds must be whole numbers from 0 on, one or more", got=list(seeds), fix="seeds 1,2,3")
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of ``1,2,3``.
-
-    Raises:
-        ConfigError: Something in it is not a whole number.
-
-    Example:
-        >>> parse_seeds("1, 2")
-        [1, 2]
-    """
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise ConfigError("seeds must be whole numbers with commas between", got=text, fix="--seeds 1,2,3") from error
+    check_seeds(seeds)

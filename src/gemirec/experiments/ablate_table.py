@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from gemirec.evaluation.result import EvaluationResult, compare
+from gemirec.evaluation.result import compare
+from gemirec.experiments.many_runs import mean_and_deviation, over_seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    import polars as pl
+    from gemirec.evaluation.result import EvaluationResult
 
 METRICS = ("recall@20", "recall@50", "hr@50", "ndcg@50", "amr@50", "exclusive@50", "cur@50")
 COMPARED = ("recall@50", "ndcg@50", "exclusive@50", "cur@50")
@@ -36,34 +36,14 @@ def variant_row(
     row: dict[str, Any] = {"variant": name, "what": what, "seeds": sorted(results)}
     for metric in METRICS:
         values = [result.metrics[metric] for result in results.values() if metric in result.metrics]
-        row[metric] = fmean(values) if values else None
-        row[f"{metric} sd"] = stdev(values) if len(values) > 1 else None
+        row[metric], row[f"{metric} sd"] = mean_and_deviation(values)
     row["difference to full"] = {}
     if full is not None:
         shared = [seed for seed in results if seed in full]
-        pair = [over_seeds([found[seed] for seed in shared]) for found in (results, full)]
+        pair = [over_seeds([found[seed] for seed in shared], METRICS) for found in (results, full)]
         for metric, gain in compare(*pair).items():
             row["difference to full"][metric] = {"difference": gain.difference, "interval": [gain.low, gain.high]}
     return row
-
-
-def over_seeds(results: Sequence[EvaluationResult]) -> EvaluationResult:
-    """Return one result whose metrics per user are means over seeds; only the tabulated metrics, and only the table.
-
-    Args:
-        results: Results over the same users in the same order.
-    """
-    import polars as pl
-
-    def users() -> pl.DataFrame:
-        tables = [result.users for result in results]
-        present = [metric for metric in METRICS if all(metric in table.columns for table in tables)]
-        means = {
-            m: pl.DataFrame([t[m].rename(str(n)) for n, t in enumerate(tables)]).mean_horizontal() for m in present
-        }
-        return tables[0].select("user_id").with_columns(**means)
-
-    return EvaluationResult({}, {}, results[0].settings, users)
 
 
 def ablate_summary(report: Mapping[str, Any]) -> dict[str, Any]:
