@@ -53,6 +53,8 @@ class ServedGemiRec(TableModel):
     category_N: Tensor
     popularity_N: Tensor
     code_MC: Tensor
+    given_XC: Tensor
+    first_K: Tensor
     interest_N: Tensor
     phase: Tensor
     joint_steps: Tensor
@@ -86,6 +88,8 @@ class ServedGemiRec(TableModel):
         count_N = torch.as_tensor(spec.train_count_N, dtype=torch.float32)
         self.register_buffer("popularity_N", count_N / count_N.sum().clamp(min=1), persistent=False)
         self.register_buffer("code_MC", all_codes(sizes), persistent=False)
+        self.register_buffer("given_XC", F.pad(self.code_MC, (0, 0, 0, 1), value=-1), persistent=False)
+        self.register_buffer("first_K", torch.arange(max(self.num_interests + 1, 2)) == 0, persistent=False)
         self.register_buffer("interest_N", torch.zeros(spec.num_items + 1, dtype=torch.int64))
         self.register_buffer("phase", torch.zeros((), dtype=torch.int64))
         self.register_buffer("joint_steps", torch.zeros((), dtype=torch.int64))
@@ -175,7 +179,7 @@ class ServedGemiRec(TableModel):
 
         Args:
             histories: The users' recent items.
-            chosen: ``index_Bk`` ``[B, k]`` flat indices, -1 for none, and their log-probabilities.
+            chosen: ``index_Bk`` ``[B, k]`` flat indices, -1 (behind the others) for none, and their log-probabilities.
 
         Returns:
             ``k`` interests, one more with ``keep_user_vector`` (code -1, first). Users without history, and users
@@ -187,10 +191,10 @@ class ServedGemiRec(TableModel):
     def _given(self, vector_BKD: Tensor, chosen: Selected, users: Users) -> Interests:
         """Return fused vectors ``[B, K, D]`` as the interests of users, some of which may be absent."""
         mask_BK, code_BKC, weight_BK = self._of(chosen)
-        mask_BK = mask_BK & users.mask_BL.any(dim=1, keepdim=True)
+        mask_BK = mask_BK & users.mask_BL[:, :1]  # padding stands behind: whoever has a history has a first item
         vector_BKD = self._with_cells(self._normalize(vector_BKD).float(), code_BKC, weight_BK) * mask_BK[:, :, None]
-        nothing_B1 = ~mask_BK.any(dim=1, keepdim=True)  # whoever has no interest has one, and it is zero
-        mask_BK = torch.cat([mask_BK[:, :1] | nothing_B1, mask_BK[:, 1:]], dim=1)
+        # Absent interests stand behind. Whoever has none at all has one, and it is zero.
+        mask_BK = mask_BK | self.first_K[: mask_BK.shape[1]]
         return Interests(vector_BKD, mask_BK, weight_BK.float(), code_BKC)
 
     def _of(self, chosen: Selected) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,7 +203,7 @@ class ServedGemiRec(TableModel):
         With ``keep_user_vector`` the user's own vector comes first, with the probability that they leave to 1.
         """
         mask_BK, weight_BK = chosen.index_Bk >= 0, chosen.logp_Bk.exp()
-        code_BKC = torch.where(mask_BK[:, :, None], self.code_MC[chosen.index_Bk.clamp(min=0)], -1)
+        code_BKC = F.embedding(chosen.index_Bk % len(self.given_XC), self.given_XC)  # -1 is the last row
         if self.config.keep_user_vector:
             mask_BK = F.pad(mask_BK, (1, 0), value=True)
             code_BKC = F.pad(code_BKC, (0, 0, 1, 0), value=-1)

@@ -123,7 +123,7 @@ class UserTower(nn.Module):
         else:
             input_BLD = item_BLD if self.profile is None else item_BLD + self.profile(profile_BP)[:, None]
             user_BD = self.encoder.last(input_BLD, (mask_BL.sum(dim=1) - 1).clamp(min=0))
-        return self._with_mean(user_BD, mean_BD) * mask_BL.any(dim=1, keepdim=True)
+        return self._with_mean(user_BD, mean_BD) * mask_BL[:, :1]  # padding stands behind
 
     def _with_mean(self, user_XD: Tensor, mean_XD: Tensor) -> Tensor:
         """Add the pooled mean, if the config wants it."""
