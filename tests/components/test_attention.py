@@ -60,3 +60,13 @@ def test_every_parameter_acts() -> None:
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 1e-6, name
+
+
+def test_logits_equal_numpy() -> None:
+    """With their constants, which the softmax alone does not need."""
+    torch.manual_seed(1)
+    module = SelfAttention(D, K, L, A, "none")
+    item_BLD, mask_BL = case()
+    w1, b1, w2 = (p.detach().numpy() for p in (module.inner.weight, module.inner.bias, module.outer.weight))
+    expected = np.einsum("ka,bla->bkl", w2, np.tanh(item_BLD.numpy() @ w1.T + b1))
+    np.testing.assert_allclose(module.logits(item_BLD, mask_BL).detach(), expected, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemirec.components.capsule import PositionMaps, Routing, RoutingAxis, SharedMap, adaptive_mask, squash
+from gemirec.components.capsule import (
+    InterestMaps,
+    PositionMaps,
+    Routing,
+    RoutingAxis,
+    SharedMap,
+    adaptive_mask,
+    squash,
+)
 
 B, L, K, D = 3, 5, 3, 4
 LENGTHS = [5, 2, 0]
@@ -119,6 +127,50 @@ def test_gradient_flows_through_the_last_round_alone() -> None:
     other = vote.detach().clone().requires_grad_()
     (expected,) = torch.autograd.grad(squash(c @ other[:, 0]).square().sum(), other)
     torch.testing.assert_close(got, expected)
+
+
+def test_gradient_of_all_rounds_is_that_of_the_whole_computation() -> None:
+    """And the values are those of the last round alone."""
+    item_BLD, mask_BL = case()
+    logit = torch.randn(1, K, L, generator=torch.Generator().manual_seed(1))
+    vote = item_BLD[:2, None].clone().requires_grad_()
+    got = Routing(3, "interests", gradient="all")(vote, logit, mask_BL[:2])
+    assert torch.equal(got, Routing(3, "interests")(vote, logit, mask_BL[:2]))
+    (gradient,) = torch.autograd.grad(got.square().sum(), vote)
+    other = item_BLD[:2, None].clone().requires_grad_()
+    b = logit.expand(2, K, L)
+    for _ in range(3):
+        c = torch.softmax(b, dim=1) * mask_BL[:2, None]
+        v = squash(c @ other[:, 0])
+        b = b + v @ other[:, 0].transpose(1, 2)
+    (expected,) = torch.autograd.grad(v.square().sum(), other)
+    torch.testing.assert_close(gradient, expected)
+    (last,) = torch.autograd.grad(Routing(3, "interests")(vote, logit, mask_BL[:2]).square().sum(), vote)
+    assert not torch.allclose(gradient, last)
+
+
+@pytest.mark.parametrize("update", ["add", "replace"])
+def test_umi_equals_the_transcription(update: Any) -> None:
+    """A map per capsule, gated items, logits replaced by the agreement."""
+    torch.manual_seed(0)
+    maps = InterestMaps(D, K)
+    item_BLD, mask_BL = case()
+    gate_BL = torch.rand(B, L, generator=torch.Generator().manual_seed(2))
+    logit = torch.randn(K, L, generator=torch.Generator().manual_seed(1))
+    capsule, weight = Routing(3, "interests", update=update).route(
+        maps(item_BLD), logit[None], mask_BL, gate_BL=gate_BL
+    )
+    for b, n in enumerate(LENGTHS):
+        vote = np.einsum("td,kde->kte", item_BLD[b, :n].numpy(), maps.weight_KDD.detach().numpy())
+        logits = logit.numpy()[:, :n]
+        for _ in range(3):
+            c = np.exp(logits) / np.exp(logits).sum(0) * gate_BL[b, :n].numpy()
+            v = numpy_squash(np.einsum("kt,ktd->kd", c, vote))
+            agreement = np.einsum("ktd,kd->kt", vote, v)
+            logits = logits + agreement if update == "add" else agreement
+        np.testing.assert_allclose(capsule[b].detach(), v, atol=1e-5)
+        np.testing.assert_allclose(weight[b, :, :n].detach(), c, atol=1e-5)
+        assert (weight[b, :, n:] == 0).all()
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=8))

@@ -43,12 +43,13 @@ class SelfAttention(nn.Module):
         if positions != "none":
             self.position_LD = nn.Parameter(nn.init.xavier_uniform_(torch.empty(max_length, dim)))
 
-    def attention(self, item_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the attention ``[B, K, L]``; rows sum to 1 over the history.
+    def logits(self, item_BLD: Tensor, mask_BL: Tensor, *, shifted: bool = False) -> Tensor:
+        """Return ``W2 tanh( W1 (X + P) + b1 )`` ``[B, K, L]`` float32; what stands at padding means nothing.
 
         Args:
             item_BLD: ``[B, L, D]`` item vectors.
             mask_BL: ``[B, L]`` bool, true at real items.
+            shifted: Leave out a constant of each interest, which a softmax over the history does not see.
         """
         key_BLD = item_BLD
         if self.position_LD is not None and self.positions == "oldest":
@@ -56,12 +57,17 @@ class SelfAttention(nn.Module):
         elif self.position_LD is not None:
             age_BL = mask_BL.sum(dim=1, keepdim=True) - 1 - torch.arange(mask_BL.shape[1], device=mask_BL.device)
             key_BLD = item_BLD + self.position_LD[age_BL.clamp(min=0)]
-        # tanh(z) = 2 sigmoid(2z) - 1, and W2 (-1) is a constant of the row that cancels in the softmax: the same
-        # attention, with a sigmoid, which costs a sixth of a tanh on the CPU.
+        # tanh(z) = 2 sigmoid(2z) - 1: the same logits, with a sigmoid, which costs a sixth of a tanh on the CPU; the
+        # constant is W2 (-1).
         doubled_BLA = F.linear(key_BLD, 2 * self.inner.weight, 2 * self.inner.bias)
-        logit_BLK = F.linear(torch.sigmoid(doubled_BLA), 2 * self.outer.weight)
-        logit_BKL = logit_BLK.transpose(1, 2).float().masked_fill(~mask_BL[:, None], _MASKED)
-        return torch.softmax(logit_BKL, dim=2)
+        weight = self.outer.weight
+        logit_BLK = F.linear(torch.sigmoid(doubled_BLA), 2 * weight, None if shifted else -weight.sum(dim=1))
+        return logit_BLK.transpose(1, 2).float()
+
+    def attention(self, item_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return the attention ``[B, K, L]``; rows sum to 1 over the history. Arguments as in :meth:`logits`."""
+        logit_BKL = self.logits(item_BLD, mask_BL, shifted=True)
+        return torch.softmax(logit_BKL.masked_fill(~mask_BL[:, None], _MASKED), dim=2)
 
     def forward(self, item_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Return the interests ``[B, K, D]``."""

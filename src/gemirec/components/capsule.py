@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 RoutingAxis = Literal["interests", "positions"]
+RoutingGradient = Literal["last", "all"]
+LogitUpdate = Literal["add", "replace"]
 _MISSING = -1e9
 
 
@@ -87,25 +89,51 @@ class PositionMaps(nn.Module):
         return vote_LBE.view(length, batch, self.num_interests, -1).permute(1, 2, 0, 3)
 
 
+class InterestMaps(nn.Module):
+    """UMI's votes: a map of its own for each capsule, shared by the positions, ``u_kl = W_k e_l``; ``[B, K, L, D]``.
+
+    Args:
+        dim: D.
+        num_interests: K.
+        identity: Start at the identity plus the draws, so that capsules begin in the space of the items (ours).
+    """
+
+    def __init__(self, dim: int, num_interests: int, identity: bool = False) -> None:
+        super().__init__()
+        weight_KDD = torch.stack([nn.init.xavier_uniform_(torch.empty(dim, dim)) for _ in range(num_interests)])
+        self.weight_KDD = nn.Parameter(weight_KDD + torch.eye(dim) if identity else weight_KDD)
+
+    def forward(self, item_BLD: Tensor) -> Tensor:
+        """Return the votes of ``[B, L, D]`` items; ``W_k`` acts from the right."""
+        interests, dim, _ = self.weight_KDD.shape
+        vote_BLE = item_BLD @ self.weight_KDD.permute(1, 0, 2).reshape(dim, interests * dim)
+        return vote_BLE.unflatten(2, (interests, dim)).transpose(1, 2)
+
+
 class Routing(nn.Module):
     """R rounds of routing by agreement (MIND algorithm 1, ComiRec algorithm 1).
 
     Each round computes::
 
-        c = softmax(b);  s_k = sum_l c_kl u_kl;  v_k = squash(s_k);  b_kl += u_kl . v_k
-
-    The gradient flows through the last round's ``s`` alone, as in the released code.
+        c = softmax(b);  s_k = sum_l c_kl g_l u_kl;  v_k = squash(s_k);  b_kl += u_kl . v_k
 
     Args:
         rounds: R, at least 1.
         axis: Axis of the softmax. ``interests``: each item shares one vote among the capsules (both papers and the
             TensorFlow code). ``positions``: each capsule shares one vote among the items (the PyTorch ports).
+        gradient: ``last`` lets the gradient flow through the last round's ``s`` alone, as in the released code;
+            ``all`` through every round, couplings included.
+        update: ``add`` to ``b`` (both papers), or ``replace`` it by the agreement (UMI's release).
     """
 
-    def __init__(self, rounds: int, axis: RoutingAxis) -> None:
+    def __init__(
+        self, rounds: int, axis: RoutingAxis, gradient: RoutingGradient = "last", update: LogitUpdate = "add"
+    ) -> None:
         super().__init__()
         self.rounds = rounds
         self.axis = axis
+        self.gradient = gradient
+        self.update = update
 
     def coupling(self, logit_BKL: Tensor, mask_BL: Tensor, mask_BK: Tensor | None) -> Tensor:
         """Return the coupling coefficients ``c`` ``[B, K, L]``, zero at padding and at missing interests."""
@@ -116,24 +144,58 @@ class Routing(nn.Module):
         weight_BKL = torch.softmax(logit_BKL, dim=1 if self.axis == "interests" else 2) * mask_BL[:, None]
         return weight_BKL if mask_BK is None else weight_BKL * mask_BK[:, :, None]
 
-    def forward(self, vote_BKLD: Tensor, logit_BKL: Tensor, mask_BL: Tensor, mask_BK: Tensor | None = None) -> Tensor:
-        """Return the capsules ``[B, K, D]``; a history without items gives zeros.
+    def route(
+        self,
+        vote_BKLD: Tensor,
+        logit_BKL: Tensor,
+        mask_BL: Tensor,
+        mask_BK: Tensor | None = None,
+        gate_BL: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the capsules ``[B, K, D]`` and the weights ``c g`` ``[B, K, L]`` that formed them.
+
+        A history without items gives zeros.
 
         Args:
             vote_BKLD: ``[B, K or 1, L, D]`` votes.
             logit_BKL: ``[B or 1, K, L]`` initial logits.
             mask_BL: ``[B, L]`` bool, true at real items.
             mask_BK: ``[B, K]`` bool, true at interests that exist; missing ones take no part and come out zero.
+            gate_BL: ``[B, L]`` weights ``g`` of the items in every capsule (UMI's gate); ``None`` for 1.
         """
-        with torch.no_grad():
-            fixed_BKLD = vote_BKLD.detach()
+        every = self.gradient == "all"
+        with torch.set_grad_enabled(every and torch.is_grad_enabled()):
+            round_BKLD = vote_BKLD if every else vote_BKLD.detach()
             logit_BKL = logit_BKL.float().expand(len(mask_BL), -1, -1)
             for _ in range(self.rounds - 1):
-                weight_BKL = self.coupling(logit_BKL, mask_BL, mask_BK)
-                capsule_BKD = squash(_gather_votes(weight_BKL, fixed_BKLD))
-                logit_BKL = logit_BKL + _agreement(capsule_BKD, fixed_BKLD)
+                weight_BKL = _gated(self.coupling(logit_BKL, mask_BL, mask_BK), gate_BL)
+                capsule_BKD = squash(_gather_votes(weight_BKL, round_BKLD))
+                agreement_BKL = _agreement(capsule_BKD, round_BKLD)
+                logit_BKL = logit_BKL + agreement_BKL if self.update == "add" else agreement_BKL
             weight_BKL = self.coupling(logit_BKL, mask_BL, mask_BK)
-        return squash(_gather_votes(weight_BKL, vote_BKLD))
+        weight_BKL = _gated(weight_BKL, gate_BL)  # the gate learns through the last round, whatever the couplings do
+        return squash(_gather_votes(weight_BKL, vote_BKLD)), weight_BKL
+
+    def forward(self, vote_BKLD: Tensor, logit_BKL: Tensor, mask_BL: Tensor, mask_BK: Tensor | None = None) -> Tensor:
+        """Return the capsules of :meth:`route` alone."""
+        return self.route(vote_BKLD, logit_BKL, mask_BL, mask_BK)[0]
+
+
+def draw_logits(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:
+    """Draw initial routing logits ``shape`` from a normal truncated at two standard deviations, on the CPU.
+
+    A shared map with equal logits would keep all capsules equal; MIND and UMI draw them, ComiRec-DR starts at zero.
+
+    Example:
+        >>> draw_logits((2, 3), 1.0, torch.Generator().manual_seed(0)).abs().max() <= 2
+        tensor(True)
+    """
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+def _gated(weight_BKL: Tensor, gate_BL: Tensor | None) -> Tensor:
+    """Multiply coupling coefficients by the items' gates, if there are any."""
+    return weight_BKL if gate_BL is None else weight_BKL * gate_BL[:, None].float()
 
 
 def _gather_votes(weight_BKL: Tensor, vote_BKLD: Tensor) -> Tensor:
