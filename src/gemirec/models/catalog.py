@@ -96,6 +96,18 @@ MODELS: dict[str, ModelEntry] = {
         "Xie et al., RecSys 2023, arXiv 2302.14532",
         "ComiRec-SA with interest-aware hard negatives and attention kept broad",
     ),
+    "re4": ModelEntry(
+        "gemirec.models.re4:Re4",
+        "gemirec.models.re4:Re4Config",
+        "Zhang et al., WWW 2022, arXiv 2208.08011",
+        "K attention distributions whose interests re-attend, re-contrast and re-construct their items",
+    ),
+    "sine": ModelEntry(
+        "gemirec.models.sine:SINE",
+        "gemirec.models.sine:SINEConfig",
+        "Tan et al., WSDM 2021, arXiv 2102.09267",
+        "the few prototypes that a user activates, merged into one vector",
+    ),
     "gemirec": ModelEntry(
         "gemirec.models.gemirec:GemiRec",
         "gemirec.models.gemirec:GemiRecConfig",
