@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemirec.errors import ConfigError, DataError
-from gemirec.retrieval.merge import Merged, merge
+from gemirec.retrieval.merge import Merged, MergeKind, equal_quota, merge
 
 
 def brute(
@@ -62,6 +62,87 @@ def test_equals_brute_force(data: st.DataObject) -> None:
     assert rows(merged) == brute(id_BKR, score_BKR, n, mask_BK)
 
 
+def lists(data: st.DataObject) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, scores and masks of a few users; every list is sorted, best first."""
+    users, count, places = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6)))
+    size = users * count * places
+    ids = data.draw(st.lists(st.integers(-1, 9), min_size=size, max_size=size))
+    values = st.sampled_from([float("-inf"), -1.5, 0.0, 0.25, 0.3, 0.9, 2.0])
+    scores = data.draw(st.lists(values, min_size=size, max_size=size))
+    masks = data.draw(st.lists(st.booleans(), min_size=users * count, max_size=users * count))
+    score_BKR = torch.tensor(scores).view(users, count, places).sort(dim=2, descending=True).values
+    return torch.tensor(ids).view(users, count, places), score_BKR, torch.tensor(masks).view(users, count)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_diverse_equals_the_greedy_rule(data: st.DataObject) -> None:
+    """ComiRec's loop: take the item of the largest ``score - lambda x (number already chosen in its category)``."""
+    id_BKR, score_BKR, mask_BK = lists(data)
+    category_I = torch.tensor(data.draw(st.lists(st.integers(-1, 3), min_size=10, max_size=10)))
+    penalty, n = data.draw(st.sampled_from([0.0, 0.05, 0.3, 5.0])), data.draw(st.integers(1, 30))
+    got = merge(id_BKR, score_BKR, n, mask_BK=mask_BK, kind="diverse", category_I=category_I, diversity=penalty)
+    for row, left in zip(rows(got), brute(id_BKR, score_BKR, 1000, mask_BK), strict=True):
+        taken: list[tuple[int, float, int, int]] = []
+        counts: dict[int, int] = {}
+        while left and len(taken) < n:
+
+            def value(entry: tuple[int, float, int, int], counts: dict[int, int] = counts) -> float:
+                category = int(category_I[entry[0]])
+                earlier = counts.get(category, 0) if category > 0 else 0
+                return float(torch.tensor(entry[1]) - penalty * torch.tensor(float(earlier)))
+
+            best = max(left, key=value)  # the first of equal ones
+            left.remove(best)
+            taken.append(best)
+            counts[int(category_I[best[0]])] = counts.get(int(category_I[best[0]]), 0) + 1
+        assert row == taken
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_quota_equals_brute_force(data: st.DataObject) -> None:
+    id_BKR, score_BKR, mask_BK = lists(data)
+    n = data.draw(st.integers(1, 20))
+    quota_BK = torch.tensor(
+        data.draw(st.lists(st.integers(0, 5), min_size=mask_BK.numel(), max_size=mask_BK.numel()))
+    ).view(mask_BK.shape)
+    quota_BK = equal_quota(n, mask_BK) if data.draw(st.booleans()) else quota_BK
+    got = merge(id_BKR, score_BKR, n, mask_BK=mask_BK, kind="quota", quota_BK=quota_BK)
+    for b, row in enumerate(rows(got)):
+        owned: dict[int, tuple[float, int, int]] = {}
+        for rank in range(id_BKR.shape[2]):
+            for k in range(id_BKR.shape[1]):
+                item, score = int(id_BKR[b, k, rank]), float(score_BKR[b, k, rank])
+                if bool(mask_BK[b, k]) and item > 0 and score > float("-inf") and item not in owned:
+                    owned[item] = (score, k, rank)
+        entries = sorted(((item, *rest) for item, rest in owned.items()), key=lambda e: (-e[1], e[0]))
+        within = []
+        for k in range(id_BKR.shape[1]):
+            own = sorted((e for e in entries if e[2] == k), key=lambda e: e[3])
+            within += own[: int(quota_BK[b, k])]
+        within = [e for e in entries if e in within]
+        chosen = (within + [e for e in entries if e not in within])[:n]
+        assert row == [e for e in entries if e in chosen]
+
+
+def test_quota_lets_a_weak_interest_in() -> None:
+    """The second interest's scores are all below the first's: under ``max`` it gets nothing."""
+    ids, scores = torch.tensor([[[1, 2, 3, 4], [5, 6, 7, 8]]]), torch.tensor([[[4.0, 3, 2, 1], [0.4, 0.3, 0.2, 0.1]]])
+    assert merge(ids, scores, 4).id_BN.tolist() == [[1, 2, 3, 4]]
+    assert merge(ids, scores, 4, kind="quota").id_BN.tolist() == [[1, 2, 5, 6]]
+    three = merge(ids, scores, 4, kind="quota", quota_BK=torch.tensor([[1, 3]]))
+    assert three.interest_BN.tolist() == [[0, 1, 1, 1]]
+
+
+@given(st.integers(1, 30), st.lists(st.booleans(), min_size=1, max_size=6))
+def test_equal_quotas_are_equal_and_spend_all(n: int, mask: list[bool]) -> None:
+    quota = equal_quota(n, torch.tensor([mask]))[0]
+    given_ = quota[torch.tensor(mask)]
+    assert quota.sum() == (n if any(mask) else 0)
+    assert not len(given_) or given_.max() - given_.min() <= 1
+
+
 def test_an_item_with_two_scores_is_kept_once() -> None:
     """TorchEasyRec removes duplicates by equal score and returns [7, 7, 3]."""
     merged = merge(torch.tensor([[[7, 3], [7, 5]]]), torch.tensor([[[0.75, 0.5], [0.625, 0.25]]]), 3)
@@ -97,9 +178,11 @@ def test_one_interest_is_left_as_it_is() -> None:
     assert merged.rank_BN.tolist() == [[0, 1, 2, -1]]
 
 
-def test_nothing_to_merge() -> None:
+@pytest.mark.parametrize("kind", ["max", "diverse", "quota"])
+def test_nothing_to_merge(kind: MergeKind) -> None:
     for shape in ((2, 0, 5), (2, 3, 0), (0, 2, 4)):
-        merged = merge(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape), 3)
+        ids, categories = torch.zeros(shape, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        merged = merge(ids, torch.zeros(shape), 3, kind=kind, category_I=categories, diversity=0.5)
         assert merged.id_BN.shape == (shape[0], 3)
         assert (merged.id_BN == -1).all()
     absent = merge(torch.ones(1, 1, 2, dtype=torch.int64), torch.ones(1, 1, 2), 2, mask_BK=torch.zeros(1, 1).bool())
@@ -121,3 +204,7 @@ def test_bad_input_is_refused() -> None:
         merge(ids, torch.ones(1, 1, 1), 0)
     with pytest.raises(ConfigError, match="no such way"):
         merge(ids, torch.ones(1, 1, 1), 1, kind="mean")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="needs the items' categories"):
+        merge(ids, torch.ones(1, 1, 1), 1, kind="diverse")
+    with pytest.raises(ConfigError, match="at least 0"):
+        merge(ids, torch.ones(1, 1, 1), 1, kind="diverse", category_I=torch.ones(2), diversity=-1.0)

@@ -1,6 +1,7 @@
 """K lists to one: the one merge routine of evaluation, recommendation and serving.
 
-Axes: B users, K interests, R places of one interest's list, N places of the merged list, X = K x R entries of a user.
+Axes: B users, K interests, R places of one interest's list, N places of the merged list, X = K x R entries of a user,
+I items of the catalogue (entry 0 is padding).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from gemirec.retrieval.topk import MAX_ITEMS, sort_key, sort_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-MergeKind = Literal["max"]
-"""``max``: an item's score is its best score over the interests."""
+MergeKind = Literal["max", "diverse", "quota"]
+"""``max``: an item's score is its best score over the interests. ``diverse``: ``max``, less a penalty for each earlier
+item of the same category. ``quota``: every interest fills places of its own."""
 _LAST = 2**63 - 1
+_MISSING = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,10 @@ class Merged:
 
     Attributes:
         id_BN: ``[B, N]`` int64 item ids, unique in a row.
-        score_BN: ``[B, N]`` float32, best score of the item over the interests; descending.
-        interest_BN: ``[B, N]`` int64, the interest that gave the best score; the lowest of several equal ones.
+        score_BN: ``[B, N]`` float32, score of the item for the winning interest, without penalties; descending, except
+            under ``diverse``.
+        interest_BN: ``[B, N]`` int64, the interest that won: that of the best score, the lowest of several equal ones;
+            under ``quota`` the interest that ranks the item highest.
         rank_BN: ``[B, N]`` int64, place of the item in the winning interest's list, from 0.
     """
 
@@ -41,29 +46,55 @@ class Merged:
         """Return the first ``n`` places."""
         return Merged(self.id_BN[:, :n], self.score_BN[:, :n], self.interest_BN[:, :n], self.rank_BN[:, :n])
 
+    def take(self, place_BM: Tensor) -> Merged:
+        """Return the places ``[B, M]`` of each list, in their order."""
+        parts = (self.id_BN, self.score_BN, self.interest_BN, self.rank_BN)
+        return Merged(*(part_BN.gather(1, place_BM) for part_BN in parts))
+
 
 def merge(
-    id_BKR: Tensor, score_BKR: Tensor, n: int, *, mask_BK: Tensor | None = None, kind: MergeKind = "max"
+    id_BKR: Tensor,
+    score_BKR: Tensor,
+    n: int,
+    *,
+    mask_BK: Tensor | None = None,
+    kind: MergeKind = "max",
+    category_I: Tensor | None = None,
+    diversity: float = 0.0,
+    quota_BK: Tensor | None = None,
 ) -> Merged:
     """Merge each user's K lists into one of ``n`` unique items.
 
-    Items are told apart by id, never by score. Order: higher score first, then lower id. Lists need not be sorted
-    and may repeat an item; the best of its entries counts, and among equal ones the lowest interest, then the lowest
-    place.
+    Items are told apart by id, never by score.
+
+    ``max`` orders by score, then by lower id. Lists need not be sorted and may repeat an item; the best of its entries
+    counts, and among equal ones the lowest interest, then the lowest place.
+
+    ``diverse`` is ComiRec's controllable aggregation (arXiv 2005.09347, section 3.4, greedy as in its released code):
+    of the items of ``max`` the next is always the one of the largest ``score - diversity x (items of its category
+    already taken)``; equal ones in the order of ``max``.
+
+    ``quota`` gives every interest a number of places. An item belongs to the interest in whose list it stands highest
+    (the lowest of several), each interest fills its places in the order of its list, which must be sorted, and places
+    that an interest cannot fill go to the best remaining items by score. The result is ordered as under ``max``.
 
     Args:
         id_BKR: ``[B, K, R]`` integer item ids; 0 (padding) and below are missing.
         score_BKR: ``[B, K, R]`` float32 scores; -inf is missing.
         n: Length of the merged lists; more than K x R is allowed.
         mask_BK: ``[B, K]`` bool, false for interests that do not exist: their entries are missing.
-        kind: How the scores of one item are combined.
+        kind: How the lists are merged.
+        category_I: ``[I]`` integer category of every item, for ``diverse``; at 0 and below an item has none and is
+            neither penalised nor counted.
+        diversity: ComiRec's lambda, at least 0, in the unit of the scores, for ``diverse``.
+        quota_BK: ``[B, K]`` integer places of each interest, for ``quota``; ``None`` takes :func:`equal_quota`.
 
     Returns:
         The merged lists.
 
     Raises:
         DataError: A score is NaN.
-        ConfigError: ``n`` is less than 1 or ``kind`` is unknown.
+        ConfigError: ``n`` is less than 1, ``kind`` is unknown, or what it needs is missing.
 
     Example:
         >>> ids = torch.tensor([[[7, 3], [7, 8]]])
@@ -73,17 +104,99 @@ def merge(
     """
     if n < 1:
         raise ConfigError("a merged list must hold at least one item", got=f"n = {n}", fix="ask for 1 or more")
-    if kind != "max":
-        raise ConfigError("no such way to merge", got=kind, fix="choose max")
-    users, _, places = id_BKR.shape
+    if kind not in ("max", "diverse", "quota"):
+        raise ConfigError("no such way to merge", got=kind, fix="choose max, diverse or quota")
     id_BX, score_BX, entry_BX = _by_item(id_BKR, score_BKR, mask_BK)
-    best_BX, entry_BX = _best_of_each(id_BX, score_BX, entry_BX)
+    users, count, places = id_BKR.shape
+    if kind == "quota":
+        if quota_BK is None:
+            exists_BK = torch.ones(users, count, dtype=torch.bool) if mask_BK is None else mask_BK
+            quota_BK = equal_quota(n, exists_BK.to(id_BX.device))
+        score_BX, entry_BX = _highest_place(id_BX, score_BX, entry_BX, score_BKR)
+        return _fill(_in_order(id_BX, score_BX, entry_BX, places, max(n, id_BX.shape[1])), n, places, quota_BK)
+    score_BX, entry_BX = _best_of_each(id_BX, score_BX, entry_BX)
+    if kind == "max":
+        return _in_order(id_BX, score_BX, entry_BX, places, n)
+    if category_I is None or diversity < 0:
+        raise ConfigError(
+            "a diverse merge needs the items' categories and a lambda of at least 0",
+            got="no categories" if category_I is None else f"diversity = {diversity}",
+            fix="give category_I and diversity, or choose max",
+        )
+    merged = _in_order(id_BX, score_BX, entry_BX, places, max(n, id_BX.shape[1]))
+    return _diversify(merged, n, category_I, diversity)
+
+
+def equal_quota(n: int, mask_BK: Tensor) -> Tensor:
+    """Divide ``n`` places equally among the interests that exist; what is left over goes to the first of them.
+
+    Example:
+        >>> equal_quota(5, torch.tensor([[True, False, True]]))
+        tensor([[3, 0, 2]])
+    """
+    existing_B1 = mask_BK.sum(dim=1, keepdim=True).clamp(min=1)
+    extra_BK = (mask_BK.cumsum(dim=1) <= n % existing_B1).to(torch.int64)
+    return (n // existing_B1 + extra_BK) * mask_BK
+
+
+def _diversify(merged: Merged, n: int, category_I: Tensor, diversity: float) -> Merged:
+    """Return the ``n`` items that ComiRec's greedy rule takes from a full list, in its order.
+
+    Within a category the greedy rule takes items by score, so an item's penalty is known beforehand: lambda times its
+    place in its category. Then every category is a descending list, and taking the best head of all lists, again and
+    again, is one sort.
+    """
+    place_BX = torch.arange(merged.id_BN.shape[1], device=merged.id_BN.device).expand_as(merged.id_BN)
+    category_BX = category_I.to(merged.id_BN.device)[merged.id_BN.clamp(min=0)].to(torch.int64)
+    category_BX = category_BX.masked_fill(merged.id_BN < 0, 0).clamp(min=0)
+    earlier_BX = _place_in_group(category_BX, place_BX).masked_fill(category_BX == 0, 0)
+    value_BX = merged.score_BN - diversity * earlier_BX.to(torch.float32) + 0.0
+    key_BX = sort_key(value_BX, place_BX).masked_fill(merged.id_BN < 0, _LAST)
+    order_BX = sort_rows(key_BX)
+    return merged.take(_places(order_BX, place_BX)[:, :n])
+
+
+def _fill(merged: Merged, n: int, width: int, quota_BK: Tensor) -> Merged:
+    """Return ``n`` items of a full list: first those within the quota of their interest, then the best of the rest."""
+    place_BX = torch.arange(merged.id_BN.shape[1], device=merged.id_BN.device).expand_as(merged.id_BN)
+    if not quota_BK.shape[1] or not place_BX.shape[1]:
+        return merged.first(n)
+    owner_BX = merged.interest_BN.clamp(min=0)
+    entry_BX = (owner_BX * max(1, width) + merged.rank_BN).masked_fill(merged.id_BN < 0, MAX_ITEMS)
+    own_BX = _place_in_group(owner_BX, entry_BX, missing_BX=merged.id_BN < 0)
+    over_BX = (own_BX >= quota_BK.gather(1, owner_BX)) | (merged.id_BN < 0)
+    chosen_BX = sort_rows((over_BX.to(torch.int64) << 31) | place_BX)[:, :n] & MAX_ITEMS
+    return merged.take(sort_rows(chosen_BX))
+
+
+def _place_in_group(group_BX: Tensor, order_BX: Tensor, missing_BX: Tensor | None = None) -> Tensor:
+    """Return how many entries of the same group come before each entry; ``order_BX`` is distinct within a group."""
+    width = group_BX.shape[1]
+    column_BX = torch.arange(width, device=group_BX.device).expand_as(group_BX)
+    # Two sorts of keys that hold a column below: by place in the order, then by group in that order.
+    by_order_BX = sort_rows((order_BX << 31) | column_BX) & MAX_ITEMS
+    group_BY = group_BX.gather(1, by_order_BX)
+    if missing_BX is not None:
+        group_BY = group_BY.masked_fill(missing_BX.gather(1, by_order_BX), MAX_ITEMS)
+    key_BY = sort_rows((group_BY << 31) | column_BX)
+    sorted_BY = key_BY >> 31
+    first_BY = torch.searchsorted(sorted_BY, sorted_BY)
+    place_BY = torch.empty_like(column_BX.contiguous()).scatter_(1, key_BY & MAX_ITEMS, column_BX - first_BY)
+    return torch.empty_like(place_BY).scatter_(1, by_order_BX, place_BY)
+
+
+def _places(key_BX: Tensor, place_BX: Tensor) -> Tensor:
+    """Return the lower halves of sorted keys; a missing key keeps its place, behind all others."""
+    return torch.where(key_BX == _LAST, place_BX, key_BX & 0xFFFF_FFFF)
+
+
+def _in_order(id_BX: Tensor, best_BX: Tensor, entry_BX: Tensor, places: int, n: int) -> Merged:
+    """Return the ``n`` best items, given the score of each item at one of its columns and -inf at the others."""
     # Columns ascend by id, so a column number breaks ties as the id would, and leads back to the entry.
     column_BX = torch.arange(id_BX.shape[1], device=id_BX.device).expand_as(id_BX)
-    dropped_BX = best_BX == float("-inf")
-    key_BX = sort_rows(sort_key(best_BX, column_BX).masked_fill(dropped_BX, _LAST))
+    key_BX = sort_rows(sort_key(best_BX, column_BX).masked_fill(best_BX == _MISSING, _LAST))
     if key_BX.shape[1] < n:
-        key_BX = torch.cat([key_BX, key_BX.new_full((users, n - key_BX.shape[1]), _LAST)], dim=1)
+        key_BX = torch.cat([key_BX, key_BX.new_full((len(id_BX), n - key_BX.shape[1]), _LAST)], dim=1)
     missing_BN = key_BX[:, :n] == _LAST
     column_BN = (key_BX[:, :n] & 0xFFFF_FFFF).masked_fill(missing_BN, 0)
     entry_BN = entry_BX.gather(1, column_BN) if id_BX.shape[1] else column_BN
@@ -95,7 +208,7 @@ def merge(
 
     return Merged(
         id_BN=pick(id_BX, -1),
-        score_BN=pick(best_BX, float("-inf")),
+        score_BN=pick(best_BX, _MISSING),
         interest_BN=(entry_BN // width).masked_fill(missing_BN, -1),
         rank_BN=(entry_BN % width).masked_fill(missing_BN, -1),
     )
@@ -116,6 +229,14 @@ def _by_item(id_BKR: Tensor, score_BKR: Tensor, mask_BK: Tensor | None) -> tuple
     key_BX = sort_rows((id_BX << 31) | torch.arange(entries, device=id_BX.device))
     entry_BX = key_BX & MAX_ITEMS
     return key_BX >> 31, score_BX.gather(1, entry_BX) + 0.0, entry_BX
+
+
+def _highest_place(id_BX: Tensor, score_BX: Tensor, entry_BX: Tensor, score_BKR: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the first entry of each id the entry of its highest place in any list, and that entry's score."""
+    rank_BX = (entry_BX % max(1, score_BKR.shape[2])).to(torch.float32)
+    place_BX, entry_BX = _best_of_each(id_BX, torch.where(score_BX == _MISSING, _MISSING, -rank_BX), entry_BX)
+    own_BX = score_BKR.to(torch.float32).reshape(score_BX.shape).gather(1, entry_BX) + 0.0
+    return torch.where(place_BX == _MISSING, _MISSING, own_BX), entry_BX
 
 
 def _best_of_each(id_BX: Tensor, score_BX: Tensor, entry_BX: Tensor) -> tuple[Tensor, Tensor]:
