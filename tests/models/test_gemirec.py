@@ -263,6 +263,25 @@ def test_the_online_path_is_the_model(over: dict[str, Any], planted: Dataset, sp
         assert torch.equal(one, other)
 
 
+def test_the_history_s_share_is_mixed_into_what_is_served(planted: Dataset, spec: DataSpec) -> None:
+    """``p = (1 - a) p_decoder + a p_history`` serves and selects; the decoder's own loss does not see it."""
+    share, batch = 0.3, train_batch(planted, 12)
+    histories = held_out(planted, 12)
+    probability = {}
+    for name, over in (("decoder", {}), ("history", {"generator": "history"}), ("mixed", {"history_share": share})):
+        model = shaken(spec, **over)
+        probability[name] = model.log_probs(model.state(histories)).exp().detach()
+    torch.testing.assert_close(
+        probability["mixed"], (1 - share) * probability["decoder"] + share * probability["history"]
+    )
+    mixed, plain = shaken(spec, history_share=share), shaken(spec)
+    chosen = mixed.select(mixed.state(histories), 1, None)
+    assert torch.equal(chosen.index_Bk[:, 0], probability["mixed"].argmax(dim=1))
+    again = replace(batch, generator=torch.Generator().manual_seed(0))
+    terms = [model.eval().losses(again, "joint").terms["generator"].item() for model in (mixed, plain)]
+    assert terms[0] == terms[1]
+
+
 @pytest.mark.parametrize("head", ["flat", "factorised"])
 @pytest.mark.parametrize("limited", ["all", "first"])
 def test_served_interests_obey_the_limit(limited: str, head: str, planted: Dataset, spec: DataSpec) -> None:
@@ -358,6 +377,7 @@ def test_users_with_one_event_or_without_features_are_served(
         ({"quantizer": {"sizes": [121]}}, "more codes than there are items", "120 items"),
         ({"quantizer": {"sizes": [60], "kmeans_sample": 50}}, "more codes than there are items", "kmeans_sample 50"),
         ({"decoder": {"heads": 3}}, "heads must divide", "heads 3"),
+        ({"history_share": 0.5, "decoder": {"head": "factorised"}}, "mixed into a flat head only", "history_share 0.5"),
         ({"tower": {"kind": "causal", "heads": 3}}, "heads must divide", "tower.heads 3"),
     ],
     ids=str,

@@ -83,6 +83,10 @@ class GemiRecConfig(TableModelConfig, frozen=True, kw_only=True):
     generator: Literal["decoder", "history"] = "decoder"
     """Where a user's distribution over interests comes from: the ``decoder``, or how often each interest occurs in the
     ``history`` (the paper's variant -M)."""
+    history_share: Probability = 0.0
+    """Share of the history's own distribution over interests (that of ``generator: history``) in the one that users are
+    served from; the decoder has the rest (ours). The decoder alone is trained on the next item, and a user comes
+    back to more of the old interests than to the next one. With a flat head."""
     decoder: DecoderConfig = DecoderConfig()
     """The generator of future interests (MIPDM)."""
     beam: Count = 64

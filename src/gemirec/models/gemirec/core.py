@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from gemirec.components.codes import all_codes, count_interests
 from gemirec.components.decoder import InterestDecoder
 from gemirec.components.selection import Selected, check_selection, limited_top_k, limited_top_k_of
+from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, Interests
 from gemirec.models.common import TableModel, widen
 from gemirec.models.gemirec.cells import item_cells, user_cells
@@ -69,6 +70,12 @@ class ServedGemiRec(TableModel):
         self.prior = nn.Parameter(torch.tensor(config.cell_prior)) if config.cell_prior else None
         self.limited = (1,) if config.limit_levels == "first" else None
         self._check_k(sizes)
+        if config.history_share and config.generator == "decoder" and config.decoder.head != "flat":
+            raise ConfigError(
+                "the history's interests can be mixed into a flat head only: a factorised one has no list of them all",
+                got=f"history_share {config.history_share}, decoder.head {config.decoder.head}",
+                fix="set model.decoder.head=flat or model.history_share=0",
+            )
         self.tower_features = build_features(spec, config.feature_dim, wanted=config.tower_features)
         self.generator_features = build_features(
             spec, config.feature_dim, wanted=config.generator_features and config.generator == "decoder"
@@ -235,17 +242,24 @@ class ServedGemiRec(TableModel):
     # --- the generator --------------------------------------------------------------------------------------------
 
     def state(self, histories: Histories) -> Tensor:
-        """Return what the generator knows of each user: ``[B, H]``, or counts of interests ``[B, M]``."""
+        """Return what the generator knows of users: ``[B, H]``, and behind it, or alone, the history's ``[B, M]``."""
         wide = widen(histories, self.max_length)
         last_B = wide.length_B
         return self._states(wide, torch.arange(len(last_B), device=last_B.device), last_B)
 
     def _states(self, wide: Histories, row_P: Tensor, state_P: Tensor) -> Tensor:
-        """Return the generator's states after the first ``state_P`` items of rows ``row_P``."""
-        if self.decoder is None:
-            return self._history_log_probs(wide, row_P, state_P)
+        """Return what :meth:`state` does, after the first ``state_P`` items of rows ``row_P``."""
+        parts = []
+        if self.decoder is not None:
+            parts.append(self._decoder_states(self.decoder, wide, row_P, state_P))
+        if self.decoder is None or self.config.history_share:
+            parts.append(self._history_log_probs(wide, row_P, state_P))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _decoder_states(self, decoder: InterestDecoder, wide: Histories, row_P: Tensor, state_P: Tensor) -> Tensor:
+        """Return the decoder's states ``[P, H]``."""
         item_BLD = F.normalize(self._items(wide.item_BL).detach().float(), dim=-1) * self.config.dim**0.5
-        state_BLH: Tensor = self.decoder(item_BLD, profile_of(self.generator_features, wide))
+        state_BLH: Tensor = decoder(item_BLD, profile_of(self.generator_features, wide))
         return state_BLH[row_P, state_P]
 
     @torch.no_grad()
@@ -260,7 +274,13 @@ class ServedGemiRec(TableModel):
 
     def log_probs(self, state_PX: Tensor) -> Tensor:
         """Return the log-probabilities ``[P, M]`` of the next item's interest; ``state_PX`` from :meth:`state`."""
-        return state_PX if self.decoder is None else self.decoder.log_probs(state_PX)
+        if self.decoder is None:
+            return state_PX
+        share = self.config.history_share
+        if not share:
+            return self.decoder.log_probs(state_PX)
+        state_PH, counted_PM = state_PX[:, : -self.num_interests], state_PX[:, -self.num_interests :]
+        return torch.logaddexp(math.log1p(-share) + self.decoder.log_probs(state_PH), math.log(share) + counted_PM)
 
     @torch.no_grad()
     def select(self, state_PX: Tensor, k: int | None = None, epsilon: int | None = -1) -> Selected:

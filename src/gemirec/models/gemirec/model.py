@@ -168,7 +168,7 @@ class GemiRec(ServedGemiRec):
         config = self.config.decoder
         labels = self._labels(wide, batch, config.window, config.positions)
         interest_P = self._interests_of(labels.item_P, self._items(labels.item_P))
-        state_PH = self._states(wide, labels.row_P, labels.state_P)
+        state_PH = self._decoder_states(self.decoder, wide, labels.row_P, labels.state_P)
         loss_P = self.decoder.loss(state_PH, unflatten(interest_P, self.dictionary.sizes))
         terms.add("generator", _mean(loss_P, labels.weight_P), self.config.generator_weight)
 
