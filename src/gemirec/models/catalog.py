@@ -108,6 +108,12 @@ MODELS: dict[str, ModelEntry] = {
         "Tan et al., WSDM 2021, arXiv 2102.09267",
         "the few prototypes that a user activates, merged into one vector",
     ),
+    "timirec": ModelEntry(
+        "gemirec.models.timirec:TiMiRec",
+        "gemirec.models.timirec:TiMiRecConfig",
+        "Wang et al., CIKM 2022",
+        "self-attentive interests, mixed into one vector by a predictor that learns from the target",
+    ),
     "gemirec": ModelEntry(
         "gemirec.models.gemirec:GemiRec",
         "gemirec.models.gemirec:GemiRecConfig",
