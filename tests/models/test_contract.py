@@ -44,6 +44,7 @@ def test_every_model_is_in_this_suite() -> None:
 LEARNER: dict[str, dict[str, Any]] = {
     # networks that begin at random need more than 320 users
     "gemirec": {"tower": {"pooled": 1.0}, "fusion": {"kind": "residual"}, "placeholder": "zero"},
+    "re4": {"loss": {"normalize": True, "temperature": 0.1}},  # else its contrast at .02 rules the small retrieval loss
 }
 """Settings with which a model learns from few users."""
 
@@ -196,6 +197,7 @@ def test_any_k_trains_with_any_negatives(
 
 SERVED: dict[str, dict[str, Any]] = {
     "sasrec": {"all_positions": False},  # the other positions are served as histories of their own
+    "mima": {"positives": "target", "calibrate": False},  # a set, matched on the raw interests, by default
     "gemirec": {"train_interests": "served"},  # "label" trains the target's interest, which serving cannot know
 }
 """Settings with which a model trains exactly what it serves."""
