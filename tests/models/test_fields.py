@@ -37,6 +37,7 @@ COMPANY: dict[str, dict[str, Any]] = {
     "gemirec:loss.power": {"train_interests": "served", "loss": {"readout": "label_aware"}},
     "gemirec:feature_dim": {},
     "timirec:dropout": {"predictor_layers": 2, "dropout": 0.2},
+    "umi:feature_dim": {"profile": "features"},
     "quantizer.encoder": {"quantizer": {"code_dim": 16}},  # codes in the items' space are as wide as they
     "quantizer.kmeans_iterations": {"quantizer": {"kmeans_iterations": 1}},  # the default is enough to converge
     "quantizer.kmeans_sample": {"quantizer": {"kmeans_sample": 30}},

@@ -114,6 +114,12 @@ MODELS: dict[str, ModelEntry] = {
         "Wang et al., CIKM 2022",
         "self-attentive interests, mixed into one vector by a predictor that learns from the target",
     ),
+    "umi": ModelEntry(
+        "gemirec.models.umi:UMI",
+        "gemirec.models.umi:UMIConfig",
+        "Chai et al., SIGIR 2022",
+        "capsules whose items and profile fields are gated by the user's profile",
+    ),
     "gemirec": ModelEntry(
         "gemirec.models.gemirec:GemiRec",
         "gemirec.models.gemirec:GemiRecConfig",
