@@ -39,6 +39,7 @@ TINY: dict[str, dict[str, Any]] = {
     "timirec": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     "umi": {**_WIDE, "num_interests": 3, "profile": "history_mean", "loss": {"num_negatives": 40}},
     "gemirec": {
+    "composed": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
         **_WIDE,
         "num_interests": 3,
         "epsilon": 2,

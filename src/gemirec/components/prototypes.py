@@ -80,14 +80,27 @@ class SparsePrototypes(nn.Module):
         top_BK, index_BK = score_BC.topk(self.num_interests, dim=1)
         return Activated(index_BK, torch.sigmoid(top_BK), F.embedding(index_BK, table_CD))
 
-    def assign(self, item_BLD: Tensor, prototype_BKD: Tensor, mask_BK: Tensor | None = None) -> Tensor:
+    def assign(
+        self,
+        item_BLD: Tensor,
+        prototype_BKD: Tensor,
+        mask_BK: Tensor | None = None,
+        gate_BK: Tensor | None = None,
+    ) -> Tensor:
         """Return ``P`` ``[B, K, L]``: how each item is shared out among prototypes; sums to 1 over k, padding too.
 
-        A prototype without an interest (``mask_BK`` false) gets nothing.
+        Args:
+            item_BLD: ``[B, L, D]`` item vectors.
+            prototype_BKD: ``[B, K, D]`` prototypes.
+            mask_BK: ``[B, K]`` bool; a prototype without an interest gets nothing. ``None`` if all have one.
+            gate_BK: ``[B, K]`` gates that multiply the shares before they are normalised (ours): the activation then
+                learns without SINE's aggregation. ``None`` as in SINE, whose gates act in the aggregation alone.
         """
         with torch.autocast(item_BLD.device.type, enabled=False):
             item_BLD, prototype_BKD = F.normalize(item_BLD.float(), dim=2), F.normalize(prototype_BKD.float(), dim=2)
             logit_BKL = prototype_BKD @ item_BLD.transpose(1, 2) / self.temperature
+        if gate_BK is not None:
+            logit_BKL = logit_BKL + gate_BK.log()[:, :, None]
         if mask_BK is not None:
             logit_BKL = logit_BKL.masked_fill(~mask_BK[:, :, None], _MASKED)
         return torch.softmax(logit_BKL, dim=1)
@@ -136,21 +149,44 @@ class IntentFusion(nn.Module):
         nn.init.xavier_uniform_(self.intent.weight)
         nn.init.zeros_(self.intent.bias)
 
-    def weights(
-        self, interest_BKD: Tensor, item_BLD: Tensor, mask_BL: Tensor, assignment_BKL: Tensor, active: Activated
+    def fuse(
+        self,
+        interest_BKD: Tensor,
+        imagined_BLD: Tensor,
+        item_BLD: Tensor,
+        mask_BL: Tensor,
+        mask_BK: Tensor | None = None,
     ) -> Tensor:
-        """Return the weight ``[B, K]`` of each interest; arguments as :class:`SparsePrototypes` gives them."""
-        gated_BKD = (active.gate_BK[:, :, None] * active.prototype_BKD).to(item_BLD.dtype)
-        imagined_BLD = assignment_BKL.to(item_BLD.dtype).transpose(1, 2) @ gated_BKD
+        """Return the weight ``[B, K]`` of each interest; those of a row sum to 1.
+
+        Args:
+            interest_BKD: ``[B, K, D]`` interests.
+            imagined_BLD: ``[B, L, D]`` what :func:`imagine` gives.
+            item_BLD: ``[B, L, D]`` item vectors, zero at padding.
+            mask_BL: ``[B, L]`` bool, true at real items.
+            mask_BK: ``[B, K]`` bool, true at interests that exist; the others get 0. ``None`` if all do.
+        """
         if self.residual:
             imagined_BLD = imagined_BLD + item_BLD
         context_BD = self.pooling(imagined_BLD * mask_BL[:, :, None], mask_BL)[:, 0]
-        intent_BD = self.intent(torch.cat([interest_BKD.mean(dim=1), context_BD], dim=1))
-        return torch.softmax(torch.einsum("bkd,bd->bk", interest_BKD, intent_BD).float(), dim=1)
+        if mask_BK is None:
+            mean_BD = interest_BKD.mean(dim=1)
+        else:
+            mean_BD = (interest_BKD * mask_BK[:, :, None]).sum(dim=1) / mask_BK.sum(dim=1, keepdim=True).clamp(min=1)
+        intent_BD = self.intent(torch.cat([mean_BD, context_BD], dim=1))
+        logit_BK = torch.einsum("bkd,bd->bk", interest_BKD, intent_BD).float()
+        if mask_BK is not None:
+            logit_BK = logit_BK.masked_fill(~mask_BK, _MASKED)
+        return torch.softmax(logit_BK, dim=1)
 
     def forward(
         self, interest_BKD: Tensor, item_BLD: Tensor, mask_BL: Tensor, assignment_BKL: Tensor, active: Activated
     ) -> Tensor:
-        """Return the user's one vector ``[B, D]``; arguments as in :meth:`weights`."""
-        weight_BK = self.weights(interest_BKD, item_BLD, mask_BL, assignment_BKL, active)
+        """Return the user's one vector ``[B, D]``; arguments as :class:`SparsePrototypes` gives them."""
+        weight_BK = self.fuse(interest_BKD, imagine(assignment_BKL, active).to(item_BLD.dtype), item_BLD, mask_BL)
         return torch.einsum("bk,bkd->bd", weight_BK.to(interest_BKD.dtype), interest_BKD)
+
+
+def imagine(assignment_BKL: Tensor, active: Activated) -> Tensor:
+    """Return ``sum_k P_kt g_k c_k`` ``[B, L, D]``: each item as the user's gated prototypes see it."""
+    return assignment_BKL.transpose(1, 2) @ (active.gate_BK[:, :, None] * active.prototype_BKD)

@@ -126,6 +126,12 @@ MODELS: dict[str, ModelEntry] = {
         "Wu et al., 2025, arXiv 2510.14626",
         "a dictionary of interests, a generator of future ones, a retriever that fuses interest and user",
     ),
+    "composed": ModelEntry(
+        "gemirec.models.composed:Composed",
+        "gemirec.models.composed:ComposedConfig",
+        "Li et al., TOIS 2026, arXiv 2506.15284",
+        "any extractor, regularisers and aggregator, named in a YAML file",
+    ),
 }
 
 
