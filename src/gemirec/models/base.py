@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gemirec.config import Config
 
 if TYPE_CHECKING:
-    from gemirec.data.dataset import DataSpec
+    from gemirec.data.dataset import Dataset, DataSpec
 
 
 class ModelConfig(Config, frozen=True, kw_only=True):
@@ -162,6 +162,14 @@ class RetrievalModel(nn.Module, ABC):
         """The stages of training, in order."""
         return (Stage("train"),)
 
+    def learn_from(self, dataset: Dataset) -> None:
+        """Take from the training events what no gradient teaches (co-occurrence, for example); by default nothing.
+
+        Training calls it once, without gradient, before the first step of a new run. What is kept lies in persistent
+        buffers of a size that config and spec fix, so that checkpoints and artifacts hold it: a resumed run and a
+        loaded model do without the call. It must be deterministic, and a model that it was never called on must work.
+        """
+
     @abstractmethod
     def item_vectors(self, item_ids: Tensor | None = None) -> Tensor:
         """Return item vectors as they are compared at serving (normalised if the model normalises).
@@ -180,6 +188,15 @@ class RetrievalModel(nn.Module, ABC):
     @abstractmethod
     def losses(self, batch: TrainBatch, stage: str) -> LossTerms:
         """Return the loss terms of one batch in one stage."""
+
+    def attribution(self, histories: Histories) -> Tensor | None:
+        """Return how much each item of a history forms each interest, for explanations.
+
+        Returns:
+            ``[B, K, L]`` for the interests of :meth:`interests`, in the same order: at least 0, 0 at padding, each row
+            summing to 1 where there is a history; ``None`` for models that have no such weights.
+        """
+        return None
 
     def diagnostics(self) -> dict[str, float]:
         """Return numbers about the model's inner state that training logs beside the losses; empty for most models."""

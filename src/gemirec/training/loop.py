@@ -196,6 +196,8 @@ class TrainingLoop:
         """Run what is left of the stages, then take the best weights."""
         if not self.checkpoints.index():
             self.validator.check()
+            with torch.no_grad():
+                self.model.learn_from(self.dataset)
             if not self.model.trainable:
                 self._save(best=self.validator.present and self._validate("", last_stage=True))
         for number, span in enumerate(self.spans):
