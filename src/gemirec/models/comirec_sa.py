@@ -40,3 +40,9 @@ class ComiRecSA(TableModel):
     def encode(self, histories: Histories) -> tuple[Tensor, Tensor | None]:
         """Return ``[B, K, D]`` interests, all of which exist."""
         return self.attention(self.item_table(histories.item_BL), histories.mask_BL), None
+
+    def attribution(self, histories: Histories) -> Tensor:
+        """Return the attention ``[B, K, L]``."""
+        return (
+            self.attention.attention(self.item_table(histories.item_BL), histories.mask_BL) * histories.mask_BL[:, None]
+        )

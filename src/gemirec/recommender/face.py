@@ -19,6 +19,7 @@ from gemirec.data.dataset import Dataset
 from gemirec.errors import ConfigError, DataError
 from gemirec.recommender.artifact import ArtifactInfo, new_artifact_info, read_artifact, write_artifact
 from gemirec.recommender.catalog import Catalog
+from gemirec.recommender.explain import Words, explained
 from gemirec.recommender.histories import (
     DatasetHistories,
     Encoded,
@@ -80,6 +81,7 @@ class Recommender:
         self._search = Searcher(model, self.catalog)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._warned = False
+        self._words: Words | None = None
 
     @classmethod
     def fit(
@@ -217,6 +219,40 @@ class Recommender:
         return pl.concat(
             [self._search.interests(block, items, exclude_seen=exclude_seen, allow=allow_ids) for block in blocks]
         )
+
+    def explain(
+        self,
+        users: Ids | None = None,
+        *,
+        histories: RawHistories | None = None,
+        items: int = 20,
+        history_items: int = 5,
+        words: int = 5,
+    ) -> pl.DataFrame:
+        """Return, for each interest of each user, what formed it, what describes it and what it retrieves.
+
+        Args:
+            users: Ids of users in the log.
+            histories: As in :meth:`recommend`.
+            items: Items that each interest retrieves on its own, at least 1; seen ones are not left out.
+            history_items: Most items of the history to name for each interest.
+            words: Most categories and title words to name.
+
+        Returns:
+            A table with ``user_id``, ``interest`` (from 0), ``weight`` (the model's own, null without),
+            ``history_share`` (share of the history that belongs to the interest; shares of a user sum to 1),
+            ``history`` and ``history_weights`` (the items that formed it, most first, and how much),
+            ``weights_from`` (``model``: its attention; ``nearness``: cosines, where a model has no such weights),
+            ``items`` (what it retrieves, best first) and ``words``: the categories and title words that its items have
+            more often than the catalogue's events, with ``lift`` and ``share``. A user without known items has no rows.
+        """
+        asked = self._encode(users, histories)
+        check_k(items)
+        if self._words is None:
+            self._words = Words(self.catalog.items, self.catalog.count_N)
+        blocks = list(asked.blocks(self._search.block_users(items))) or [asked]
+        limits = {"items": items, "history_items": history_items, "most_words": words}
+        return pl.concat([explained(self._search, self._words, block, **limits) for block in blocks])
 
     def known_histories(self, users: Ids) -> list[list[Any]]:
         """Return the item ids of known users, oldest first: all events of the log, held-out ones included.

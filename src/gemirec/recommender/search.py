@@ -51,7 +51,12 @@ class Searcher:
         return max(1, min(BLOCK_USERS, BLOCK_PLACES // max(1, 4 * min(k, len(self.catalog)))))
 
     def users_interests(self, asked: Encoded) -> Interests:
-        """Return what the model says of these users; features that are not known are 0."""
+        """Return what the model says of these users."""
+        with torch.no_grad():
+            return self.model.interests(self.windows(asked))
+
+    def windows(self, asked: Encoded) -> Histories:
+        """Return the histories of these users as the model reads them; features that are not known are 0."""
         item_BL = pad_histories(asked.item_E, asked.offset_B1, self.model.max_length)
         spec = self.model.spec
         categorical = asked.categorical_BF
@@ -60,13 +65,11 @@ class Searcher:
         numeric = asked.numeric_BG
         if numeric is None and spec.num_user_numeric:
             numeric = np.zeros((len(asked), spec.num_user_numeric), dtype=np.float32)
-        histories = Histories(
+        return Histories(
             item_BL,
             None if categorical is None else torch.from_numpy(categorical),
             None if numeric is None else torch.from_numpy(numeric),
         )
-        with torch.no_grad():
-            return self.model.interests(histories)
 
     def ranked(
         self, asked: Encoded, k: int, *, exclude_seen: bool, allow: NDArray[np.int64] | None, fallback: str
@@ -156,10 +159,10 @@ class Searcher:
                 seen_E=torch.from_numpy(asked.item_E) if exclude_seen else None,
                 seen_offset_B1=torch.from_numpy(asked.offset_B1) if exclude_seen else None,
             )
-            columns["items"] = self._lists(id_BKR.numpy()[mask_BK])
+            columns["items"] = self.lists(id_BKR.numpy()[mask_BK])
         return pl.DataFrame(columns)
 
-    def _lists(self, id_XR: NDArray[np.int64]) -> pl.Series:
+    def lists(self, id_XR: NDArray[np.int64]) -> pl.Series:
         """Return one list of the caller's ids per row; -1 marks places that are missing."""
         count_X = (id_XR > 0).sum(axis=1)
         flat = pl.DataFrame(

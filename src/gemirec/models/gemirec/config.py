@@ -85,8 +85,8 @@ class GemiRecConfig(TableModelConfig, frozen=True, kw_only=True):
     ``history`` (the paper's variant -M)."""
     history_share: Probability = 0.0
     """Share of the history's own distribution over interests (that of ``generator: history``) in the one that users are
-    served from; the decoder has the rest (ours). The decoder alone is trained on the next item, and a user comes
-    back to more of the old interests than to the next one. With a flat head."""
+    served from; the decoder has the rest (ours). The decoder learns the next item's interest, and a user comes back to
+    more of the old interests than to that one. Serving alone: training with it costs recall. With a flat head."""
     decoder: DecoderConfig = DecoderConfig()
     """The generator of future interests (MIPDM)."""
     beam: Count = 64

@@ -276,11 +276,11 @@ class ServedGemiRec(TableModel):
         """Return the log-probabilities ``[P, M]`` of the next item's interest; ``state_PX`` from :meth:`state`."""
         if self.decoder is None:
             return state_PX
-        share = self.config.history_share
-        if not share:
-            return self.decoder.log_probs(state_PX)
-        state_PH, counted_PM = state_PX[:, : -self.num_interests], state_PX[:, -self.num_interests :]
-        return torch.logaddexp(math.log1p(-share) + self.decoder.log_probs(state_PH), math.log(share) + counted_PM)
+        share, width = self.config.history_share, self.config.decoder.hidden
+        own_PM = self.decoder.log_probs(state_PX[:, :width])
+        if state_PX.shape[1] == width:  # the decoder's state alone
+            return own_PM
+        return torch.logaddexp(math.log1p(-share) + own_PM, math.log(share) + state_PX[:, width:])
 
     @torch.no_grad()
     def select(self, state_PX: Tensor, k: int | None = None, epsilon: int | None = -1) -> Selected:

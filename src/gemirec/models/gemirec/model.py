@@ -178,7 +178,10 @@ class GemiRec(ServedGemiRec):
         """Add ``L_MIRM``, with the target's interest or with those that would be served."""
         labels, users = self._some(labels, users, batch)
         with torch.no_grad():
-            state_PX = self._states(wide, labels.row_P, labels.state_P)
+            if self.decoder is None:
+                state_PX = self._states(wide, labels.row_P, labels.state_P)
+            else:  # without the history's share: it gives away too well which old interest comes next
+                state_PX = self._decoder_states(self.decoder, wide, labels.row_P, labels.state_P)
         if self.config.train_interests == "served":
             chosen = self.select(state_PX)
             mask_PK, code_PKC, weight_PK = self._of(chosen)
