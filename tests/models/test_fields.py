@@ -33,6 +33,8 @@ COMPANY: dict[str, dict[str, Any]] = {
     "mind:use_user_features": {"projection": "relu"},
     "mind:feature_dim": {"use_user_features": True, "projection": "relu"},
     "mind:hidden_factor": {"projection": "mlp"},
+    "mima:loss.readout": {"matching": "none"},  # a matched pair has one interest
+    "mima:loss.power": {"matching": "none", "loss": {"readout": "label_aware"}},
     "gemirec:loss.readout": {"train_interests": "served"},  # "label" trains one interest
     "gemirec:loss.power": {"train_interests": "served", "loss": {"readout": "label_aware"}},
     "gemirec:feature_dim": {},

@@ -120,6 +120,12 @@ MODELS: dict[str, ModelEntry] = {
         "Chai et al., SIGIR 2022",
         "capsules whose items and profile fields are gated by the user's profile",
     ),
+    "mima": ModelEntry(
+        "gemirec.models.mima:MIMA",
+        "gemirec.models.mima:MIMAConfig",
+        "Alibaba International, 2026, arXiv 2609.12842",
+        "learned queries read the history; sets of positives matched one to one with the interests",
+    ),
     "gemirec": ModelEntry(
         "gemirec.models.gemirec:GemiRec",
         "gemirec.models.gemirec:GemiRecConfig",
