@@ -23,6 +23,7 @@ TINY: dict[str, dict[str, Any]] = {
     "youtube_dnn": {**_WIDE, "loss": {"num_negatives": 40}},
     "single_vector": {**_WIDE},
     "sasrec": {**_WIDE, "loss": {"num_negatives": 40}},
+    "hstu": {**_WIDE, "loss": {"num_negatives": 40}},
     "mind": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     # from its own random maps ComiRec-DR memorises 320 users instead of generalising
     "comirec_dr": {

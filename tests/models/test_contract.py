@@ -197,6 +197,7 @@ def test_any_k_trains_with_any_negatives(
 
 SERVED: dict[str, dict[str, Any]] = {
     "sasrec": {"all_positions": False},  # the other positions are served as histories of their own
+    "hstu": {"all_positions": False},
     "mima": {"positives": "target", "calibrate": False},  # a set, matched on the raw interests, by default
     "gemirec": {"train_interests": "served"},  # "label" trains the target's interest, which serving cannot know
 }

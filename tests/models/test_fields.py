@@ -35,6 +35,9 @@ COMPANY: dict[str, dict[str, Any]] = {
     "mind:hidden_factor": {"projection": "mlp"},
     "mima:loss.readout": {"matching": "none"},  # a matched pair has one interest
     "mima:loss.power": {"matching": "none", "loss": {"readout": "label_aware"}},
+    "hstu:loss.readout": {"num_interests": 2},
+    "hstu:loss.power": {"num_interests": 2, "loss": {"readout": "label_aware"}},
+    "hstu:hidden_factor": {"num_interests": 2},
     "gemirec:loss.readout": {"train_interests": "served"},  # "label" trains one interest
     "gemirec:loss.power": {"train_interests": "served", "loss": {"readout": "label_aware"}},
     "gemirec:feature_dim": {},

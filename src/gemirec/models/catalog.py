@@ -72,6 +72,12 @@ MODELS: dict[str, ModelEntry] = {
         "Kang and McAuley, ICDM 2018, arXiv 1808.09781",
         "a causal transformer's last state",
     ),
+    "hstu": ModelEntry(
+        "gemirec.models.hstu:HSTU",
+        "gemirec.models.hstu:HSTUConfig",
+        "Zhai et al., ICML 2024, arXiv 2402.17152",
+        "a causal encoder of gated, pointwise attention: its last state, or K read from its states",
+    ),
     "mind": ModelEntry(
         "gemirec.models.mind:MIND",
         "gemirec.models.mind:MINDConfig",
