@@ -35,13 +35,13 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "comirec_sa": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     "remi": {**_WIDE, "num_interests": 3, "routing_reduce": "mean", "loss": {"num_negatives": 40}},
-    "mima": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     "re4": {**_WIDE, "num_interests": 3, "identity_maps": True, "loss": {"num_negatives": 40}},
     "sine": {**_WIDE, "num_interests": 3, "num_prototypes": 8, "loss": {"num_negatives": 40}},
     "timirec": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
+    "mima": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     "umi": {**_WIDE, "num_interests": 3, "profile": "history_mean", "loss": {"num_negatives": 40}},
-    "gemirec": {
     "composed": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
+    "gemirec": {
         **_WIDE,
         "num_interests": 3,
         "epsilon": 2,
@@ -144,6 +144,7 @@ def held_out(dataset: Dataset, max_length: int) -> Histories:
 
 def fit(model: RetrievalModel, dataset: Dataset, *, steps: int, learning_rate: float = 0.01) -> Iterator[float]:
     """Adam for some steps, divided among the stages by their shares; yields the loss of each step."""
+    model.learn_from(dataset)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, foreach=False)
     model.train()
     for span in plan_stages(model.stages, steps):

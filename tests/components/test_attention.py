@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,53 @@ def test_logits_equal_numpy() -> None:
     w1, b1, w2 = (p.detach().numpy() for p in (module.inner.weight, module.inner.bias, module.outer.weight))
     expected = np.einsum("ka,bla->bkl", w2, np.tanh(item_BLD.numpy() @ w1.T + b1))
     np.testing.assert_allclose(module.logits(item_BLD, mask_BL).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def numpy_softmax(logit: Any) -> Any:
+    e = np.exp(logit - logit.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(("temperature", "power"), [(0.5, 1.0), (1.0, 3.0), (2.0, 0.5), (0.3, 0.0)])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_temperature_power_and_cosine_equal_numpy(temperature: float, power: float, cosine: bool) -> None:
+    torch.manual_seed(1)
+    module = SelfAttention(D, K, L, A, "none", temperature=temperature, power=power, cosine=cosine)
+    item_BLD, mask_BL = case()
+    w1, b1, w2 = (p.detach().numpy() for p in (module.inner.weight, module.inner.bias, module.outer.weight))
+    got = module.attention(item_BLD, mask_BL).detach().numpy()
+    for b, length in enumerate([6, 2]):
+        hidden = np.tanh(item_BLD[b, :length].numpy() @ w1.T + b1)
+        if cosine:
+            logit = (w2 / np.linalg.norm(w2, axis=1, keepdims=True)) @ (
+                hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+            ).T
+        else:
+            logit = w2 @ hidden.T
+        weight = numpy_softmax(logit / temperature) ** power
+        np.testing.assert_allclose(got[b, :, :length], weight / weight.sum(1, keepdims=True), rtol=1e-4)
+        assert (got[b, :, length:] == 0).all()
+
+
+def test_power_goes_from_the_mean_to_one_item() -> None:
+    torch.manual_seed(1)
+    item_BLD, mask_BL = case()
+    mean, hard = (SelfAttention(D, K, L, A, "none", power=power) for power in (0.0, 1e6))
+    expected = item_BLD[:2].sum(1) / mask_BL[:2].sum(1, keepdim=True)
+    torch.testing.assert_close(mean(item_BLD, mask_BL)[:2], expected[:, None].expand(-1, K, -1))
+    assert (hard.attention(item_BLD, mask_BL)[:2].amax(2) > 0.999).all()
+
+
+def test_gumbel_noise_selects_in_proportion_to_the_weights() -> None:
+    """The argmax of logits with Gumbel noise is a draw from their softmax; without training there is none."""
+    torch.manual_seed(1)
+    plain, noisy = SelfAttention(D, K, L, A, "none"), SelfAttention(D, K, L, A, "none", gumbel=1.0, power=1e6)
+    noisy.load_state_dict(plain.state_dict())
+    item_BLD, mask_BL = case()
+    rows, generator = item_BLD[:1].expand(20_000, -1, -1), torch.Generator().manual_seed(0)
+    drawn = noisy.attention(rows, mask_BL[:1].expand(20_000, -1), generator).mean(0)
+    torch.testing.assert_close(drawn, plain.attention(item_BLD, mask_BL)[0], atol=0.015, rtol=0)
+    again = noisy.attention(rows, mask_BL[:1].expand(20_000, -1), torch.Generator().manual_seed(0)).mean(0)
+    assert torch.equal(drawn, again)
+    noisy.eval()
+    assert torch.equal(noisy.attention(rows[:2], mask_BL[:1]), noisy.attention(rows[:2], mask_BL[:1]))

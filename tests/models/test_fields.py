@@ -13,6 +13,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
+from gemirec.components.aggregators import AGGREGATORS
+from gemirec.components.extractors import EXTRACTORS
+from gemirec.components.penalties import PENALTIES
 from gemirec.config import Config, from_dict, merge, to_dict
 from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.errors import ConfigError
@@ -42,13 +45,13 @@ COMPANY: dict[str, dict[str, Any]] = {
     "gemirec:loss.power": {"train_interests": "served", "loss": {"readout": "label_aware"}},
     "gemirec:feature_dim": {},
     "timirec:dropout": {"predictor_layers": 2, "dropout": 0.2},
-    "umi:feature_dim": {"profile": "features"},
-    "quantizer.encoder": {"quantizer": {"code_dim": 16}},  # codes in the items' space are as wide as they
     "adaptive_k.kind": {"adaptive_k": {"mass": 0.5, "radius": 0.8}},
     "adaptive_k.mass": {"adaptive_k": {"kind": "mass", "mass": 0.5}},
     "adaptive_k.min_silhouette": {"adaptive_k": {"kind": "silhouette", "min_silhouette": 0.1}},
     "adaptive_k.radius": {"adaptive_k": {"kind": "density", "radius": 0.5}},
     "adaptive_k.min_points": {"adaptive_k": {"kind": "density", "radius": 0.8}},
+    "umi:feature_dim": {"profile": "features"},
+    "quantizer.encoder": {"quantizer": {"code_dim": 16}},  # codes in the items' space are as wide as they
     "quantizer.kmeans_iterations": {"quantizer": {"kmeans_iterations": 1}},  # the default is enough to converge
     "quantizer.kmeans_sample": {"quantizer": {"kmeans_sample": 30}},
     "quantizer.dead_after": {"quantizer": {"sizes": [60, 3]}},  # more codes than a batch of 64 can use
@@ -61,19 +64,20 @@ COMPANY: dict[str, dict[str, Any]] = {
     "fusion.sharpness": {"fusion": {"kind": "residual", "attend": 0.5}},
     "cell_bonus": {"cells": "own"},
     "cell_prior": {"cells": "own", "train_interests": "served"},
+    "gemirec:history_share": {"history_share": 0.3},
     "interest_positions": {"interest_positions": 0.5},  # the default is all, and there are no more
 }
 
-
-def leaves(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and type of every leaf field."""
 PARTS: dict[str, list[Any]] = {
     "extractor": [{"kind": "transform"}],
     "regularizers": [[{"kind": "cosine"}]],
     "aggregator": [{"kind": "mean"}],
 }
-"""Other values of the fields that name a part; the parts' own fields: test_composed.py."""
+"""Other values of the fields that name a part; the parts' own fields are tested below."""
 
+
+def leaves(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every leaf field."""
     for key, hint in get_type_hints(cls).items():
         if key not in cls.__struct_fields__:
             continue
@@ -114,6 +118,7 @@ def value_of(config: Config, name: str) -> Any:
 
 def fingerprint(model: RetrievalModel, dataset: Dataset) -> dict[str, torch.Tensor]:
     """All that a field could change: parameters, stages, and in every stage its start, loss and gradients; vectors."""
+    model.learn_from(dataset)
     out = {f"state {key}": value.clone() for key, value in model.state_dict().items()}
     shake(model, 0.3)
     for number, stage in enumerate(model.stages):
@@ -293,3 +298,56 @@ def test_sasrec_trains_every_position_as_its_prefix(planted: Dataset) -> None:
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+ROLES: dict[str, dict[str, tuple[Any, Any]]] = {
+    "extractor": EXTRACTORS,
+    "aggregator": AGGREGATORS,
+    "regularizers": PENALTIES,
+}
+
+
+def fields_of(role: str) -> list[tuple[str, str, str, Any]]:
+    table = ROLES[role]
+    hints = {kind: get_type_hints(row[0]) for kind, row in table.items()}
+    return [(role, kind, field, hints[kind][field]) for kind in table for field in table[kind][0].__struct_fields__]
+
+
+PART_COMPANY: dict[str, dict[str, Any]] = {
+    "routing.map_std": {"maps": "positions"},
+    "graph.hops": {"levels": 3},
+    "pool.hidden_factor": {"network": True},
+    "target.serving": {"serving": "max"},
+    "graph.map_std": {"maps": "positions"},
+}
+PART_ALONE = {"target.serving", "prototypes.gate"}
+"""Fields whose other value is refused with these parts; other tests have them."""
+
+
+@pytest.mark.parametrize(
+    ("role", "kind", "field", "hint"),
+    [row for role in ("extractor", "aggregator", "regularizers") for row in fields_of(role)],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_every_field_of_every_part_changes_something(
+    role: str, kind: str, field: str, hint: Any, planted: Dataset
+) -> None:
+    if f"{kind}.{field}" in PART_ALONE:
+        return
+    part = {"kind": kind, **PART_COMPANY.get(f"{kind}.{field}", {})}
+    if kind == "target":
+        part["serving"] = "max"
+    base: dict[str, Any] = {"extractor": {"kind": "prototypes"}} if kind == "intent" else {}
+
+    def run(values: dict[str, Any]) -> dict[str, torch.Tensor]:
+        over = merge(base, {role: [values] if role == "regularizers" else values})
+        torch.manual_seed(0)
+        return fingerprint(build_model("composed", merge(TINY["composed"], over), planted.spec()), planted)
+
+    table = ROLES[role]
+    default = getattr(from_dict(table[kind][0], {k: v for k, v in part.items() if k != "kind"}), field)
+    before = run(part)
+    for value in others(hint, default):
+        if (kind, field, value) == ("routing", "logits", "zero"):
+            continue  # refused with one map for all
+        assert differ(before, run({**part, field: value})), f"{kind}: {field} = {value} changes nothing"

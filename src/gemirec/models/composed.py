@@ -80,15 +80,11 @@ class Composed(TableModel):
         """Return ``retrieval`` and a term for each regulariser, by its kind."""
         wide = widen(batch, self.max_length)
         found, item_BLD = self.extract(wide)
-        trained = self._normalised(found) if self.aggregator.of_scores else found
-        if self.aggregator.uses_target:
-            aggregated = self.aggregator.train_vectors(trained, self.item_vectors(batch.target_B))
-        else:
-            aggregated = self.aggregator(trained, item_BLD, wide.mask_BL)
-        vector_BKD = _scaled(replace(aggregated, vector_BKD=self._normalize(aggregated.vector_BKD)))
+        target_BD = self.item_vectors(batch.target_B) if self.aggregator.uses_target else None
+        trained = self._aggregate(found, item_BLD, wide.mask_BL, target_BD)
         terms = LossTerms()
-        mask_BK, target_B = aggregated.mask_BK, batch.target_B
-        terms.add("retrieval", self._retrieval(vector_BKD, mask_BK, target_B, batch.weight_B, batch.generator))
+        vector_BKD, target_B = _scaled(trained), batch.target_B
+        terms.add("retrieval", self._retrieval(vector_BKD, trained.mask_BK, target_B, batch.weight_B, batch.generator))
         about = Penalised(
             found=found,
             extractor=self.extractor,
@@ -125,17 +121,28 @@ class Composed(TableModel):
         """Return what was extracted and what is served, each vector normalised if the loss normalises."""
         wide = widen(histories, self.max_length)
         found, item_BLD = self.extract(wide)
-        merged = self._normalised(found) if self.aggregator.of_scores else found
-        served = self.aggregator(merged, item_BLD, wide.mask_BL)
-        return found, replace(served, vector_BKD=self._normalize(served.vector_BKD))
+        return found, self._aggregate(found, item_BLD, wide.mask_BL)
 
     def _encode(self, histories: Histories) -> tuple[Tensor, Tensor | None]:
         """Encode windows of any width up to ``max_length``; the aggregator's weights come behind the normalisation."""
         return self.encode(widen(histories, self.max_length))
 
-    def _normalised(self, found: Extracted) -> Extracted:
-        """Normalise the interests as the loss does."""
-        return replace(found, interest_BKD=self._normalize(found.interest_BKD))
+    def _aggregate(
+        self, found: Extracted, item_BLD: Tensor, mask_BL: Tensor, target_BD: Tensor | None = None
+    ) -> Aggregated:
+        """Return what is served, or trained if there are targets; vectors are normalised as the loss does.
+
+        Scores are compared after normalisation, so aggregators of scores get normalised interests.
+        """
+        if self.aggregator.of_scores:
+            found = replace(found, interest_BKD=self._normalize(found.interest_BKD))
+        if target_BD is None:
+            merged: Aggregated = self.aggregator(found, item_BLD, mask_BL)
+        else:
+            merged = self.aggregator.train_vectors(found, target_BD)
+        if self.aggregator.of_scores and merged.vector_BKD is found.interest_BKD:
+            return merged
+        return replace(merged, vector_BKD=self._normalize(merged.vector_BKD))
 
 
 def _scaled(aggregated: Aggregated) -> Tensor:
