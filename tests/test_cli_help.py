@@ -19,6 +19,7 @@ VERBS = (
     "train",
     "evaluate",
     "recommend",
+    "compare",
     "cache",
     "probe",
     "ablate",

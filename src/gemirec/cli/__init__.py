@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import gemirec
-from gemirec.cli import cache, data, gemirec_verbs, machine, models, pictures
+from gemirec.cli import cache, compare, data, gemirec_verbs, machine, models, pictures
 from gemirec.cli.console import Verbs
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ def gemirec_command(
         gemirec evaluate   run/artifact data
         gemirec recommend  run/artifact --history 12,7,31 -k 5
 
+    Models beside each other, with intervals and a report: gemirec compare.
+
     What a trained gemirec knows: gemirec probe, ablate, picture; its users' interests as a file: gemirec cache.
 
     All of it at once: gemirec demo. Every verb has --help with examples and --json for programs. Exit codes: 0 done,
@@ -57,6 +59,7 @@ for verb in (
     models.train,
     models.evaluate,
     models.recommend,
+    compare.compare,
     cache.cache,
     gemirec_verbs.probe,
     gemirec_verbs.ablate,
