@@ -38,6 +38,7 @@ TINY: dict[str, dict[str, Any]] = {
     "re4": {**_WIDE, "num_interests": 3, "identity_maps": True, "loss": {"num_negatives": 40}},
     "sine": {**_WIDE, "num_interests": 3, "num_prototypes": 8, "loss": {"num_negatives": 40}},
     "timirec": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
+    "ulim": {**_WIDE, "num_interests": 3, "short_length": 4, "loss": {"num_negatives": 40}},
     "mima": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     "umi": {**_WIDE, "num_interests": 3, "profile": "history_mean", "loss": {"num_negatives": 40}},
     "composed": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},

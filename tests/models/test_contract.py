@@ -191,13 +191,14 @@ def test_any_k_trains_with_any_negatives(
         losses = list(fit(model, planted, steps=3))
         assert np.isfinite(losses).all()
         found = model.interests(held_out(planted, model.max_length))
-        assert found.vector_BKD.shape[1:] == (VECTORS.get(name, int)(interests), 16)
+        assert found.vector_BKD.shape[1:] == (VECTORS.get(name, int)(interests), model.item_vectors().shape[1])
         assert found.mask_BK[:, 0].all()
 
 
 SERVED: dict[str, dict[str, Any]] = {
     "sasrec": {"all_positions": False},  # the other positions are served as histories of their own
     "hstu": {"all_positions": False},
+    "ulim": {"train_categories": "served", "search": "all"},  # the coordinates of categories lengthen unit vectors
     "mima": {"positives": "target", "calibrate": False},  # a set, matched on the raw interests, by default
     "gemirec": {"train_interests": "served"},  # "label" trains the target's interest, which serving cannot know
 }

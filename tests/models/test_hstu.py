@@ -109,6 +109,16 @@ def test_attention_keeps_how_often_something_occurs(planted: Dataset) -> None:
     np.testing.assert_allclose(total_L.detach().numpy(), expected)
 
 
+def test_attribution_is_the_attention_over_states(planted: Dataset) -> None:
+    assert hstu(planted).attribution(held_out(planted, 12)) is None
+    model = hstu(planted, num_interests=3, loss={"normalize": False})
+    histories = held_out(planted, model.max_length)
+    weight_BKL = model.attribution(histories)
+    assert weight_BKL is not None
+    state_BLD = model.encoder(model.item_table(histories.item_BL))
+    torch.testing.assert_close((weight_BKL @ state_BLD.float()), model.interests(histories).vector_BKD)
+
+
 def test_heads_must_divide_the_width(planted: Dataset) -> None:
     with pytest.raises(ConfigError, match="heads must divide"):
         build_model("hstu", {"dim": 16, "heads": 3}, planted.spec())

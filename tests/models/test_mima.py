@@ -84,6 +84,8 @@ def test_interests_and_their_calibration(heads: int, planted: Dataset) -> None:
         interests, pi = read(model, [i for i in histories.item_BL[b].tolist() if i])
         np.testing.assert_allclose(found.vector_BKD[b].numpy(force=True), pi[:, None] * interests, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(found.weight_BK[b].numpy(force=True), pi, rtol=1e-5)
+    formed_BKD = model.attribution(histories).double() @ model.item_table(histories.item_BL)
+    torch.testing.assert_close((formed_BKD * found.weight_BK[:, :, None]).float(), found.vector_BKD)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -126,6 +126,12 @@ MODELS: dict[str, ModelEntry] = {
         "Chai et al., SIGIR 2022",
         "capsules whose items and profile fields are gated by the user's profile",
     ),
+    "ulim": ModelEntry(
+        "gemirec.models.ulim:ULIM",
+        "gemirec.models.ulim:ULIMConfig",
+        "Meng et al., 2025, arXiv 2507.10097 (abstract)",
+        "a pointer-generator names the next categories; a long- and short-term interest searches each",
+    ),
     "mima": ModelEntry(
         "gemirec.models.mima:MIMA",
         "gemirec.models.mima:MIMAConfig",

@@ -80,6 +80,14 @@ class HSTU(TableModel):
             return last_state(state_BLD, mask_BL)[:, None], None
         return self.attention(state_BLD, mask_BL) * mask_BL.any(dim=1)[:, None, None], None
 
+    def attribution(self, histories: Histories) -> Tensor | None:
+        """Return the attention ``[B, K, L]`` over the states at the items, ``None`` with one interest."""
+        if self.attention is None:
+            return None
+        mask_BL = histories.mask_BL
+        weight_BKL = self.attention.attention(self.encoder(self.item_table(histories.item_BL)), mask_BL)
+        return weight_BKL * mask_BL[:, None]
+
     def losses(self, batch: TrainBatch, stage: str) -> LossTerms:
         """Return the term ``retrieval``: over all real positions, or over the last ones."""
         if not self.config.all_positions:

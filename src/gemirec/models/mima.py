@@ -124,6 +124,11 @@ class MIMA(TableModel):
         first_K = torch.arange(vector_BKD.shape[1], device=vector_BKD.device) == 0
         return Interests(vector_BKD, histories.mask_BL.any(dim=1)[:, None] | first_K, weight_BK)
 
+    def attribution(self, histories: Histories) -> Tensor:
+        """Return the cross-attention ``[B, K, L]`` that weighs the items."""
+        _, weight_BQL = self.decoder(self.item_table(histories.item_BL), histories.mask_BL)
+        return torch.mul(weight_BQL[:, :-1], histories.mask_BL[:, None])
+
     def losses(self, batch: TrainBatch, stage: str) -> LossTerms:
         """Return ``retrieval``, over the pairs of positives and interests, and ``routing``."""
         wide = widen(batch, self.max_length)
