@@ -43,6 +43,7 @@ COMPANY: dict[str, dict[str, Any]] = {
     "hstu:hidden_factor": {"num_interests": 2},
     "ulim:loss.readout": {"train_categories": "served"},  # "target" trains one interest
     "ulim:loss.power": {"train_categories": "served", "loss": {"readout": "label_aware"}},
+    "simrec:attribute_weight": {"mix": "sum"},
     "gemirec:loss.readout": {"train_interests": "served"},  # "label" trains one interest
     "gemirec:loss.power": {"train_interests": "served", "loss": {"readout": "label_aware"}},
     "gemirec:feature_dim": {},

@@ -108,6 +108,12 @@ MODELS: dict[str, ModelEntry] = {
         "Zhang et al., WWW 2022, arXiv 2208.08011",
         "K attention distributions whose interests re-attend, re-contrast and re-construct their items",
     ),
+    "simrec": ModelEntry(
+        "gemirec.models.simrec:SimRec",
+        "gemirec.models.simrec:SimRecConfig",
+        "Liu et al., WSDM 2024, arXiv 2311.17374",
+        "ComiRec-SA over item vectors that mix in those of co-occurring items",
+    ),
     "sine": ModelEntry(
         "gemirec.models.sine:SINE",
         "gemirec.models.sine:SINEConfig",
