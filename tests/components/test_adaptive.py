@@ -148,7 +148,7 @@ def test_two_clear_groups_have_two_interests() -> None:
     )[None]
     mask = torch.ones(1, L, dtype=torch.bool)
     for kind in ("silhouette", "density"):
-        kept = existing_after(AdaptiveConfig(kind=kind), interest, None, item, mask)  # type: ignore[arg-type]
+        kept = existing_after(AdaptiveConfig(kind=kind), interest, None, item, mask)
         assert kept is not None
         chosen = kept[0].nonzero()[:, 0]
         assert len(chosen) == 2

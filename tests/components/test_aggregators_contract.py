@@ -132,7 +132,7 @@ def test_gradient_reaches_interests_and_parameters(case: str, masked: bool) -> N
     else:
         served = aggregator(found, item_BLD, mask_BL)
     vector = served.vector_BKD if served.weight_BK is None else served.vector_BKD * served.weight_BK[:, :, None]
-    (vector * torch.randn(vector.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    (vector * torch.randn(vector.shape, generator=torch.Generator().manual_seed(2))).sum().backward()  # type: ignore[no-untyped-call]
     assert found.interest_BKD.grad is not None
     assert found.interest_BKD.grad.isfinite().all()
     assert (found.interest_BKD.grad[0] != 0).any()

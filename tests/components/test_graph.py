@@ -56,7 +56,7 @@ def test_levels_equal_numpy(hops: Hops, normalise: bool) -> None:
             edge = edge / edge.sum(1, keepdims=True)
         level = x
         for hop, layer in enumerate(graph.maps):
-            weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()  # type: ignore[operator,union-attr]
+            weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()  # type: ignore[operator]
             z = edge @ (level if hops == "chained" else x) @ weight.T + bias
             level = np.where(z > 0, z, 0.2 * z)
             np.testing.assert_allclose(got[hop + 1][b, :n], level, rtol=1e-4, atol=1e-6)

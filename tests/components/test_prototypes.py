@@ -49,7 +49,7 @@ def test_sine_equals_the_transcription(cosine: bool, residual: bool) -> None:
     interest_BKD, weight_BKL, assignment_BKL, active = sparse(item_BLD, mask_BL)
     user_BD = fusion(interest_BKD, item_BLD, mask_BL, assignment_BKL, active).detach().numpy()
     table = sparse.table_CD.detach().numpy()
-    w, bias = fusion.intent.weight.detach().numpy(), fusion.intent.bias.detach().numpy()
+    w, mu0 = fusion.intent.weight.detach().numpy(), fusion.intent.bias.detach().numpy()
     for b, n in enumerate(LENGTHS):
         if n == 0:
             assert (interest_BKD[b] == 0).all()
@@ -70,7 +70,7 @@ def test_sine_equals_the_transcription(cosine: bool, residual: bool) -> None:
         np.testing.assert_allclose(interest_BKD[b].detach(), h, rtol=1e-4, atol=1e-6)
         imagined = p.T @ (gate[:, None] * table[top]) + (x if residual else 0)
         context = softmax(logits(fusion.pooling, imagined), 1)[0] @ imagined
-        mu = w @ np.concatenate([h.mean(0), context]) + bias
+        mu = w @ np.concatenate([h.mean(0), context]) + mu0
         np.testing.assert_allclose(user_BD[b], softmax(h @ mu, 0) @ h, rtol=1e-4, atol=1e-6)
 
 

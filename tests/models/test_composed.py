@@ -112,7 +112,7 @@ def test_every_preset_builds_trains_and_round_trips(preset: str, planted: Datase
 
 
 def test_regularisers_read_the_interests_before_they_are_merged(planted: Dataset, spec: DataSpec) -> None:
-    parts = {"aggregator": {"kind": "concat"}, "regularizers": [{"kind": "cosine", "weight": 2.0}]}
+    parts: dict[str, Any] = {"aggregator": {"kind": "concat"}, "regularizers": [{"kind": "cosine", "weight": 2.0}]}
     model = build(spec, **parts)
     assert isinstance(model, Composed)
     batch = train_batch(planted, 6)

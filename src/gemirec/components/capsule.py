@@ -107,7 +107,7 @@ class InterestMaps(nn.Module):
         """Return the votes of ``[B, L, D]`` items; ``W_k`` acts from the right."""
         interests, dim, _ = self.weight_KDD.shape
         vote_BLE = item_BLD @ self.weight_KDD.permute(1, 0, 2).reshape(dim, interests * dim)
-        return vote_BLE.unflatten(2, (interests, dim)).transpose(1, 2)
+        return vote_BLE.view(*item_BLD.shape[:2], interests, dim).transpose(1, 2)
 
 
 class Routing(nn.Module):

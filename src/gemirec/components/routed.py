@@ -101,7 +101,8 @@ class RoutingExtractor(Extractor):
         if isinstance(self.votes, InterestMaps):
             return self.votes.weight_KDD.flatten(1)
         if isinstance(self.votes, PositionMaps):
-            weight_LDKE = self.votes.weight_LDE.unflatten(2, (self.sizes.num_interests, -1))
+            length, dim, _ = self.votes.weight_LDE.shape
+            weight_LDKE = self.votes.weight_LDE.view(length, dim, self.sizes.num_interests, dim)
             return weight_LDKE.permute(2, 0, 1, 3).flatten(1)
         return None
 
@@ -150,12 +151,12 @@ class GraphExtractor(Extractor):
         level_XLD = torch.cat(self.graph(item_BLD, mask_BL))  # X = G x B, all levels in one call
         mask_XK = None
         if mask_BK is not None:
-            mask_XK = mask_BK.unflatten(1, (levels, -1)).transpose(0, 1).flatten(0, 1)
+            mask_XK = mask_BK.view(batch, levels, -1).transpose(0, 1).flatten(0, 1)
         found = self.capsules(level_XLD, mask_BL.repeat(levels, 1), mask_XK, generator)
         assert found.weight_BKL is not None
 
         def by_user(part_XKV: Tensor) -> Tensor:
-            return part_XKV.unflatten(0, (levels, batch)).transpose(0, 1).flatten(1, 2)
+            return part_XKV.view(levels, batch, *part_XKV.shape[1:]).transpose(0, 1).flatten(1, 2)
 
         return Extracted(by_user(found.interest_BKD), mask_BK, by_user(found.weight_BKL))
 

@@ -31,4 +31,4 @@ class InterestTransforms(nn.Module):
         """Return the interests ``[B, K, D]`` of users ``[B, D]``."""
         interests, dim, _ = self.weight_KDD.shape
         flat_BE = user_BD @ self.weight_KDD.permute(1, 0, 2).reshape(dim, interests * dim)
-        return F.leaky_relu(flat_BE.unflatten(1, (interests, dim)) + self.bias_KD, self.slope)
+        return F.leaky_relu(flat_BE.view(len(user_BD), interests, dim) + self.bias_KD, self.slope)
