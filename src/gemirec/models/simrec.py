@@ -118,8 +118,8 @@ class SimRec(TableModel):
             return attribute
         if self.config.mix == "concat":
             return torch.cat([self.item_table(item_ids), attribute], dim=-1)
-        own: Tensor = self.item_table(item_ids)
-        return own + self.config.attribute_weight * attribute
+        summed: Tensor = self.item_table(item_ids) + self.config.attribute_weight * attribute
+        return summed
 
 
 def mixing_weights(found: Neighbours, identity: Literal["before", "after"]) -> Tensor:
