@@ -247,7 +247,9 @@ def test_partition_contrast() -> None:
         np.mean(by_hand), rel=1e-5
     )
     mask = torch.tensor([True, False, True])
-    got = partition_contrast(leaf_w, leaf_near, leaf_far, temperature=0.7, mask_P=mask)
+    weighted = partition_contrast(leaf_w, leaf_near, leaf_far, 0.7, torch.tensor([0.1, 0.0, 0.3]))
+    assert weighted.item() == pytest.approx((by_hand[0] + 3 * by_hand[2]) / 4, rel=1e-5)
+    got = partition_contrast(leaf_w, leaf_near, leaf_far, temperature=0.7, weight_P=mask)
     assert got.item() == pytest.approx((by_hand[0] + by_hand[2]) / 2, rel=1e-5)
     got.backward()  # type: ignore[no-untyped-call]
     gradients = [t.grad for t in leaves if t.grad is not None]
@@ -255,4 +257,4 @@ def test_partition_contrast() -> None:
     assert (gradients[0][1] == 0).all()
     assert (gradients[1][1] == 0).all()
     assert all((g.abs().sum(1) > 0).any() for g in gradients)
-    assert partition_contrast(leaf_w, leaf_near, leaf_far, mask_P=torch.zeros(3, dtype=torch.bool)).item() == 0
+    assert partition_contrast(leaf_w, leaf_near, leaf_far, weight_P=torch.zeros(3, dtype=torch.bool)).item() == 0

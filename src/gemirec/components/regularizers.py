@@ -162,7 +162,11 @@ def elementwise_penalty(weight_KX: Tensor) -> Tensor:
 
 
 def partition_contrast(
-    vector_PD: Tensor, positive_PD: Tensor, negative_SD: Tensor, temperature: float = 1.0, mask_P: Tensor | None = None
+    vector_PD: Tensor,
+    positive_PD: Tensor,
+    negative_SD: Tensor,
+    temperature: float = 1.0,
+    weight_P: Tensor | None = None,
 ) -> Tensor:
     """Return DisMIR's ``-log( e^{w_i.w_j} / (e^{w_i.w_j} + sum_s e^{w_i.w_s}) )``, the mean over pairs (i, j).
 
@@ -175,7 +179,7 @@ def partition_contrast(
         positive_PD: ``[P, D]`` vectors of items j that co-occur with them.
         negative_SD: ``[S, D]`` vectors of random items, shared by the pairs.
         temperature: Divides the inner products; the ports take 1.
-        mask_P: ``[P]`` bool, true at pairs that count; ``None`` for all. Without any the result is 0.
+        weight_P: ``[P]`` bool or float weights of the pairs in the mean; ``None`` for equal ones. 0 if all are 0.
 
     Example:
         >>> one = torch.ones(1, 2)
@@ -188,8 +192,9 @@ def partition_contrast(
         logit_PE = torch.cat([positive_P1, vector_PD @ negative_SD.T], dim=1) / temperature
     first_P = torch.zeros(len(logit_PE), dtype=torch.int64, device=logit_PE.device)
     loss_P = F.cross_entropy(logit_PE, first_P, reduction="none")
-    counts_P = torch.ones_like(loss_P) if mask_P is None else mask_P.float()
-    return (loss_P * counts_P).sum() / counts_P.sum().clamp(min=1)
+    if weight_P is None:
+        return loss_P.mean()
+    return (loss_P * weight_P).sum() / weight_P.float().sum().clamp(min=1e-12)
 
 
 def weighted_mean(value_B: Tensor, weight_B: Tensor | None) -> Tensor:
