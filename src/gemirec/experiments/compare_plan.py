@@ -103,11 +103,9 @@ def contestants(names: Sequence[str], profile: str, wanted: CompareConfig) -> li
     listed = list(dict.fromkeys(name for given in names for name in (MODELS if given == "all" else (given,))))
     if not listed:
         raise ConfigError("there is no model to compare", got="none", fix="--models comirec_sa,gemirec, or all")
-    idle = [name for name in wanted.models if name not in listed]
-    if idle:
-        raise ConfigError(
-            "a model has settings but does not take part", got=", ".join(idle), fix=f"add it to the models, {listed}"
-        )
+    for name, settings in wanted.models.items():  # a list of variants may hold more than are asked for
+        if name not in listed and not settings.get("base"):
+            entry(name)
     where = "the comparison's configuration, models."
     own = {name: from_dict(ContestantConfig, wanted.models.get(name, {}), where=where + name) for name in listed}
     bases = {name: own[name].base or name for name in listed}
@@ -176,7 +174,7 @@ def check_run(folder: Path, contest: Contest, contestant: Contestant) -> None:
     asked = {**contestant.config, "dataset": {"fingerprint": contest.data.fingerprint}}
     try:
         kept = {part: {k: v for k, v in there[part].items() if k != "seed"} for part in ("model", "training")}
-        before = {**kept, "dataset": {"fingerprint": there["dataset"]["fingerprint"]}}
+        before: dict[str, Any] = {**kept, "dataset": {"fingerprint": there["dataset"]["fingerprint"]}}
     except (KeyError, TypeError, AttributeError):
         before = {"config.json": "damaged"}
     other = departures(before, asked)

@@ -119,6 +119,7 @@ def first_interests(views: Mapping[str, Row], rows: Sequence[Row], metric: str, 
     _dress(left, "k", metric, "one trained model, served with its first k interests")
     _dress(right, "K", metric, "models trained with K interests")
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7.5, frameon=False)
         else:
@@ -135,7 +136,8 @@ def trained_with(rows: Sequence[Row], metric: str) -> dict[str, list[tuple[int, 
         if count is not None and metric in row["metrics"]:
             rest = str((sorted(model.items()), sorted(row["config"]["training"].items())))
             groups.setdefault(row["base"], {}).setdefault(rest, []).append((count, row["metrics"][metric]["mean"]))
-    return {base: sorted(max(kinds.values(), key=len)) for base, kinds in groups.items()}
+    longest = {base: max(kinds.values(), key=len) for base, kinds in groups.items()}
+    return {base: sorted(points) for base, points in longest.items()}
 
 
 def diversity(views: Mapping[str, Row], metric: str, other: str, style: Style) -> Any:

@@ -171,7 +171,7 @@ class Comparison:
         if state in self._rows:
             return self._rows[state]
         shared = [seed for seed in mine if seed in theirs] if contestant.name != self.against else []
-        pair = [[self.reader(runs[seed]) for seed in shared] for runs in (mine, theirs)]
+        pair = tuple([self.reader(runs[seed]) for seed in shared] for runs in (mine, theirs))
         results = {seed: self.found[run] for seed, run in mine.items()}
         settings = next(iter(results.values())).settings
         facts = [self.facts(run) for run in mine.values()]
@@ -186,7 +186,7 @@ class Comparison:
             "users": settings["users"],
             "cur_users": settings["cur_users"],
             "metrics": measures(results, {seed: self.reader(run) for seed, run in mine.items()}),
-            "differences": differences(*pair, self.top_n) if shared else {},
+            "differences": differences(pair[0], pair[1], self.top_n) if shared else {},
             "cost": costs(facts),
             "about": {name: settings[name] for name in ("versions", "hardware")},
             "runs": {str(seed): run_folder(contest, contestant, seed) for seed in mine},

@@ -120,10 +120,8 @@ def similarity(model: RetrievalModel, dataset: Dataset, config: EvaluationConfig
             both_BKK = mask_BK[:, :, None] & mask_BK[:, None, :]
             cosine_BKK = np.where(both_BKK, unit_BKD @ unit_BKD.transpose(0, 2, 1), 0.0)
             sum_KK, count_KK = sum_KK + cosine_BKK.sum(axis=0), count_KK + both_BKK.sum(axis=0)
-    return [
-        [float(total / users) if users else None for total, users in zip(*row, strict=True)]
-        for row in zip(sum_KK, count_KK, strict=True)
-    ]
+    mean_KK = np.divide(sum_KK, count_KK, out=np.full(sum_KK.shape, np.nan), where=count_KK > 0)
+    return [[None if np.isnan(value) else float(value) for value in row] for row in mean_KK]
 
 
 def trade_off(model: RetrievalModel, dataset: Dataset, config: EvaluationConfig) -> list[dict[str, float]]:
