@@ -44,6 +44,7 @@ COMPANY: dict[str, dict[str, Any]] = {
     "ulim:loss.readout": {"train_categories": "served"},  # "target" trains one interest
     "ulim:loss.power": {"train_categories": "served", "loss": {"readout": "label_aware"}},
     "simrec:attribute_weight": {"mix": "sum"},
+    "dismir:hardest_of": {"recommendation": "bpr"},
     "gemirec:loss.readout": {"train_interests": "served"},  # "label" trains one interest
     "gemirec:loss.power": {"train_interests": "served", "loss": {"readout": "label_aware"}},
     "gemirec:feature_dim": {},

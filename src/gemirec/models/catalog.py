@@ -114,6 +114,12 @@ MODELS: dict[str, ModelEntry] = {
         "Liu et al., WSDM 2024, arXiv 2311.17374",
         "ComiRec-SA over item vectors that mix in those of co-occurring items",
     ),
+    "dismir": ModelEntry(
+        "gemirec.models.dismir:DisMIR",
+        "gemirec.models.dismir:DisMIRConfig",
+        "Du et al., KDD 2024, DOI 10.1145/3637528.3671800",
+        "capsules over items that a contrast partitions by what is bought together",
+    ),
     "sine": ModelEntry(
         "gemirec.models.sine:SINE",
         "gemirec.models.sine:SINEConfig",

@@ -84,6 +84,10 @@ class Re4(TableModel):
         _, raw_BKD = self._attend(self.item_table(histories.item_BL), histories.mask_BL)
         return self._score(raw_BKD, histories.mask_BL), None
 
+    def attribution(self, histories: Histories) -> Tensor:
+        """Return the attention ``[B, K, L]``."""
+        return self._attend(self.item_table(histories.item_BL), histories.mask_BL)[0] * histories.mask_BL[:, None]
+
     def losses(self, batch: TrainBatch, stage: str) -> LossTerms:
         """Return ``retrieval``, ``reattend``, ``recontrast`` and ``reconstruct``."""
         config, histories = self.config, widen(batch, self.max_length)

@@ -55,6 +55,10 @@ class REMI(TableModel):
         """Return ``[B, K, D]`` interests, all of which exist."""
         return self._attend(histories)[1], None
 
+    def attribution(self, histories: Histories) -> Tensor:
+        """Return the attention ``[B, K, L]``."""
+        return self._attend(histories)[0] * histories.mask_BL[:, None]
+
     def losses(self, batch: TrainBatch, stage: str) -> LossTerms:
         """Return ``retrieval`` (with interest-aware hard negatives) and ``routing`` (its regularisation)."""
         config, histories = self.config, widen(batch, self.max_length)

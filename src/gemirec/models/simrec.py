@@ -95,6 +95,12 @@ class SimRec(TableModel):
         """Return ``[B, K, D]`` interests, all of which exist."""
         return self.attention(self.embed(histories.item_BL), histories.mask_BL), None
 
+    def attribution(self, histories: Histories) -> Tensor:
+        """Return the attention ``[B, K, L]``."""
+        mask_BL = histories.mask_BL
+        weight_BKL = self.attention.attention(self.embed(histories.item_BL), mask_BL)
+        return weight_BKL * mask_BL[:, None]
+
     def item_vectors(self, item_ids: Tensor | None = None) -> Tensor:
         """Return item vectors ``[..., D]``, or ``[N + 1, D]`` without ids; normalised if the loss normalises."""
         if item_ids is None:
