@@ -38,6 +38,7 @@ TINY: dict[str, dict[str, Any]] = {
     "re4": {**_WIDE, "num_interests": 3, "identity_maps": True, "loss": {"num_negatives": 40}},
     "simrec": {**_WIDE, "num_interests": 3, "neighbours": 5, "loss": {"num_negatives": 40}},
     "dismir": {**_WIDE, "num_interests": 3, "recommendation": "softmax", "loss": {"num_negatives": 40}},
+    "bam": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     "sine": {**_WIDE, "num_interests": 3, "num_prototypes": 8, "loss": {"num_negatives": 40}},
     "timirec": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     "ulim": {**_WIDE, "num_interests": 3, "short_length": 4, "loss": {"num_negatives": 40}},

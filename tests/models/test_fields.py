@@ -45,6 +45,9 @@ COMPANY: dict[str, dict[str, Any]] = {
     "ulim:loss.power": {"train_categories": "served", "loss": {"readout": "label_aware"}},
     "simrec:attribute_weight": {"mix": "sum"},
     "dismir:hardest_of": {"recommendation": "bpr"},
+    "bam:loss.readout": {"selection": "readout"},  # a drawn interest is one
+    "bam:loss.power": {"selection": "readout", "loss": {"readout": "label_aware"}},
+    "bam:linear_dim": {"selection": "linear"},
     "gemirec:loss.readout": {"train_interests": "served"},  # "label" trains one interest
     "gemirec:loss.power": {"train_interests": "served", "loss": {"readout": "label_aware"}},
     "gemirec:feature_dim": {},

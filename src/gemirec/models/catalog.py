@@ -120,6 +120,12 @@ MODELS: dict[str, ModelEntry] = {
         "Du et al., KDD 2024, DOI 10.1145/3637528.3671800",
         "capsules over items that a contrast partitions by what is bought together",
     ),
+    "bam": ModelEntry(
+        "gemirec.models.bam:BaM",
+        "gemirec.models.bam:BaMConfig",
+        "IEEE BigData 2024",
+        "any extractor, trained through an interest that is drawn, not the nearest",
+    ),
     "sine": ModelEntry(
         "gemirec.models.sine:SINE",
         "gemirec.models.sine:SINEConfig",
