@@ -60,10 +60,16 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def fit(name: str, dataset: Dataset, steps: int, seed: int, out: Path) -> RetrievalModel:
+def fit(name: str, dataset: Dataset, steps: int, learning_rate: float, seed: int, out: Path) -> RetrievalModel:
     """Train one row with the tuned loss."""
     values = load_profile("composed", "tuned")
-    budget = {"steps": steps, "seed": seed, "eval_every": max(steps // 4, 1), "patience": 4}
+    budget = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "eval_every": max(steps // 4, 1),
+        "patience": 4,
+    }
     training = from_dict(TrainingConfig, merge(values["training"], budget))
     model_config = merge({key: value for key, value in values["model"].items() if key != "extractor"}, MODELS[name])
     return train("composed", dataset, model_config=model_config, training=training, out=out).model
@@ -121,6 +127,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=5000)
     parser.add_argument("--items", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=15, help="timings of each model")
     parser.add_argument("--only", nargs="*", default=list(MODELS), help="rows, by name")
@@ -136,7 +143,7 @@ def main() -> None:
         for name in arguments.only:
             for seed in range(1, arguments.seeds + 1):
                 out = root / f"run-{len(models)}-{seed}"
-                model = fit(name, dataset, arguments.steps, seed, out)
+                model = fit(name, dataset, arguments.steps, arguments.learning_rate, seed, out)
                 found.setdefault(name, []).append(quality(model, dataset, log))
             models[name] = model
         cost = costs(models, dataset, arguments.rounds)

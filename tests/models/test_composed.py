@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import gemirec
+from gemirec.components.adaptive import AdaptiveConfig
+from gemirec.components.aggregators import AGGREGATORS
+from gemirec.components.extractors import EXTRACTORS
+from gemirec.components.penalties import PENALTIES
 from gemirec.components.regularizers import cosine_penalty
+from gemirec.components.routed import RoutingConfig
 from gemirec.config import from_dict, merge, to_dict
 from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.errors import ConfigError
@@ -211,3 +218,51 @@ def test_target_attention_trains_by_the_target_and_serves_all_interests(planted:
     assert gradient is not None
     assert (gradient != 0).any()
     assert model.eval().interests(held_out(planted, 6)).vector_BKD.shape[1] == 3
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "framework.md"
+
+
+def test_the_page_has_every_kind_field_and_preset() -> None:
+    """A row for each kind, with its fields and their defaults."""
+    text = PAGE.read_text()
+    for table in (EXTRACTORS, AGGREGATORS, PENALTIES):
+        for kind, (config, _) in table.items():  # type: ignore[attr-defined]
+            rows = [row for row in text.splitlines() if row.startswith(f"| `{kind}` |")]
+            assert rows, kind
+            own = set(config.__struct_fields__) - {"weight"}
+            if kind == "graph":
+                own -= set(RoutingConfig.__struct_fields__) - {"maps"}
+            for field in own:
+                default = getattr(config(), field)
+                shown = yaml.safe_dump(default).split("\n")[0] if not isinstance(default, float) else f"{default:g}"
+                assert any(f"`{field}` ({shown}" in row for row in rows), f"{kind}: {field} ({shown})"
+    for field in set(AdaptiveConfig.__struct_fields__) - {"kind"}:
+        assert f"`{field}` ({getattr(AdaptiveConfig(), field):g})" in text
+    section = text.partition("## Presets")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)) == set(PRESETS)
+
+
+def test_the_page_s_file_trains(planted: Dataset, spec: DataSpec) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    model = build_model("composed", merge(yaml.safe_load(block)["model"], {"dim": 8, "max_length": 6}), spec)
+    assert set(model.losses(train_batch(planted, 6), "train").terms) == {"retrieval", "orthogonality", "covariance"}
+
+
+def test_the_page_s_error_is_the_one_that_comes(spec: DataSpec) -> None:
+    (block,) = re.findall(r"```text\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    with pytest.raises(ConfigError) as error:
+        build(spec, extractor={"kind": "transform"}, regularizers=[{"kind": "covariance"}])
+    assert str(error.value) == block.strip()
+
+
+def test_an_extractor_of_one_s_own(planted: Dataset, spec: DataSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's, as it is written there."""
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    monkeypatch.setattr("gemirec.components.extractors.EXTRACTORS", dict(EXTRACTORS))
+    exec(compile(block, str(PAGE), "exec"), {"__name__": "page"})
+    model = build(spec, extractor={"kind": "last_items"}).eval()
+    histories = held_out(planted, 6)
+    served = model.interests(histories)
+    last_B = histories.item_BL.gather(1, histories.length_B[:, None] - 1)[:, 0]
+    torch.testing.assert_close(served.vector_BKD[:, 0], model.item_vectors(last_B))
