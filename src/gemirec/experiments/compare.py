@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gemirec.artifacts import atomic_file, write_json
 from gemirec.errors import ConfigError, DataError, TrainingError
 from gemirec.experiments.compare_report import html
-from gemirec.experiments.compare_state import HTML, REPORT, Comparison, Run
+from gemirec.experiments.compare_state import HTML, Comparison, Run
 from gemirec.experiments.compare_views import views
 from gemirec.experiments.many_runs import cost, measured
 from gemirec.experiments.watch import Silent, Watcher
@@ -65,14 +65,14 @@ def compare(
     watcher = watcher or Silent()
     job = Comparison.of(datasets, out, models, seeds, against, minutes, profile, overrides or {}, split)
     job.look()
-    write_json(out / REPORT, job.report())
+    job.write(watcher)
     for seed in job.seeds:
-        if _round(job, seed, watcher):
-            job.write()
+        if _round(job, seed, watcher) and seed != job.seeds[-1]:
+            job.write(watcher)
     if not job.found and job.failed:
         raise next(iter(job.failed.values()))
-    watcher.note("writing tables and report")
-    report = job.write()
+    report = job.write(watcher)
+    watcher.note("drawing the report")
     with atomic_file(out / HTML) as tmp:
         tmp.write_text(html(report, out), encoding="utf-8")
     return report

@@ -6,7 +6,7 @@ import math
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from gemirec.experiments.pictures.canvas import COLOURS, GREY, INK, bare, figure, plain
+from gemirec.experiments.pictures.canvas import COLOURS, INK, bare, figure, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -109,21 +109,20 @@ def first_interests(views: Mapping[str, Row], rows: Sequence[Row], metric: str, 
     if not served and not trained:
         return None
     drawn = figure(WIDTH, 3.9)
-    left, right = drawn.subplots(1, 2)
+    panels = drawn.subplots(1, bool(served) + bool(trained), squeeze=False)[0]
     for model, points in served.items():
         colour, dash = style[model]
-        left.plot([p["k"] for p in points], [p[metric] for p in points], color=colour, ls=dash, marker="o", ms=4)
-        left.plot([], [], color=colour, ls=dash, label=plain(model))
-    for (base, points), colour in zip(trained.items(), COLOURS * 3, strict=False):
-        right.plot(*zip(*points, strict=True), color=colour, marker="s", ms=5, label=plain(base))
-    _dress(left, "k", metric, "one trained model, served with its first k interests")
-    _dress(right, "K", metric, "models trained with K interests")
-    for axes in (left, right):
+        x, y = [point["k"] for point in points], [point[metric] for point in points]
+        panels[0].plot(x, y, color=colour, ls=dash, marker="o", ms=4, label=plain(model))
+    if served:
+        _dress(panels[0], "k", metric, "one trained model, served with its first k interests")
+    for (base, pairs), colour in zip(trained.items(), COLOURS * 3, strict=False):
+        panels[-1].plot(*zip(*pairs, strict=True), color=colour, marker="s", ms=5, label=plain(base))
+    if trained:
+        _dress(panels[-1], "K", metric, "models trained with K interests")
+    for axes in panels:
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7.5, frameon=False)
-        else:
-            axes.text(0.5, 0.5, "no variants that differ in K alone", ha="center", transform=axes.transAxes, color=GREY)
+        axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return drawn
 
 

@@ -91,9 +91,9 @@ _LEARNING = (
     "is divided by its first value and shows its shape only."
 )
 _FIRST = (
-    "Left: one trained model of which only the first k interests are served; nothing is trained anew, and this is not "
-    "what training with k would give. Right: models that were trained with K, where the comparison has variants that "
-    "differ in num_interests alone."
+    "Over k: one trained model of which only the first k interests are served; nothing is trained anew, and this is "
+    "not what training with k would give. Over K, where the comparison has variants that differ in num_interests alone: "
+    "models that were trained with K."
 )
 _DIVERSITY = (
     "For each model the lambda of the greedy rule (score minus lambda times the items of that category already taken) "

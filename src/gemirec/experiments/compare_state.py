@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from gemirec.experiments.watch import Watcher
+
 REPORT, TABLE, MARKDOWN, HTML = "compare.json", "table.parquet", "table.md", "report.html"
 DEFAULT_AGAINST = "comirec_sa"
 
@@ -202,14 +204,13 @@ class Comparison:
         """Return what reads a result anew, so that its table of users is let go after use."""
         return lambda: EvaluationResult.read(self.scores(run))
 
-    def report(self) -> dict[str, Any]:
-        """Return what is known now."""
-        rows = [
-            self.row(contest, contestant)
-            for contest in self.contests
-            for contestant in self.contestants
-            if self.results(contest, contestant)
-        ]
+    def report(self, watcher: Watcher) -> dict[str, Any]:
+        """Return what is known now; the tests of a row take seconds on a large log."""
+        pairs = [(a, b) for a in self.contests for b in self.contestants if self.results(a, b)]
+        rows = []
+        for number, pair in enumerate(pairs):
+            watcher.counted(number, len(pairs))
+            rows.append(self.row(*pair))
         report = {
             "format_version": FORMAT_VERSION,
             "out": str(self.out),
@@ -239,14 +240,15 @@ class Comparison:
                 gaps.append({"dataset": run.contest.name, "model": run.contestant.name, "seed": run.seed, "why": why})
         return gaps
 
-    def write(self) -> dict[str, Any]:
-        """Write table and report as they are now; return the report."""
-        report = self.report()
+    def write(self, watcher: Watcher) -> dict[str, Any]:
+        """Write the tables as they are now; return the report."""
+        watcher.note("writing tables")
+        report = self.report(watcher)
+        write_json(self.out / REPORT, report)  # first: the folder is known by it
         with atomic_file(self.out / TABLE) as tmp:
             write_table(tmp, long_table(report))
         with atomic_file(self.out / MARKDOWN) as tmp:
             tmp.write_text(markdown(report), encoding="utf-8")
-        write_json(self.out / REPORT, report)
         return report
 
 
