@@ -227,7 +227,7 @@ def test_the_page_has_every_kind_field_and_preset() -> None:
     """A row for each kind, with its fields and their defaults."""
     text = PAGE.read_text()
     for table in (EXTRACTORS, AGGREGATORS, PENALTIES):
-        for kind, (config, _) in table.items():  # type: ignore[attr-defined]
+        for kind, (config, _) in table.items():
             rows = [row for row in text.splitlines() if row.startswith(f"| `{kind}` |")]
             assert rows, kind
             own = set(config.__struct_fields__) - {"weight"}
