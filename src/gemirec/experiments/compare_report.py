@@ -92,8 +92,8 @@ _LEARNING = (
 )
 _FIRST = (
     "Over k: one trained model of which only the first k interests are served; nothing is trained anew, and this is "
-    "not what training with k would give. Over K, where the comparison has variants that differ in num_interests alone: "
-    "models that were trained with K."
+    "not what training with k would give. Over K, where the comparison has variants that differ in num_interests "
+    "alone: models that were trained with K."
 )
 _DIVERSITY = (
     "For each model the lambda of the greedy rule (score minus lambda times the items of that category already taken) "
