@@ -43,7 +43,7 @@ class BaMConfig(MultiInterestConfig, frozen=True, kw_only=True):
     linear_dim: Count = 16
     """E, the width that ``selection: linear`` maps to (released code: 16)."""
     multi_interest_weight: Annotated[float, Meta(ge=0)] = 0.0
-    """Weight of the multi-interest loss, a softmax over ``logsumexp_k(h_k . v)`` (release: 1 where it is switched on)."""
+    """Weight of the multi-interest loss, a softmax over ``logsumexp_k(h_k . v)`` (release: 1 where switched on)."""
 
 
 class BaM(TableModel):
