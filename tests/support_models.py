@@ -45,6 +45,14 @@ TINY: dict[str, dict[str, Any]] = {
     "mima": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     "umi": {**_WIDE, "num_interests": 3, "profile": "history_mean", "loss": {"num_negatives": 40}},
     "composed": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
+    "mgnm": {
+        **_WIDE,
+        "num_interests": 3,
+        "levels": 3,
+        "identity_maps": True,
+        "transform_std": 0.1,
+        "loss": {"num_negatives": 40},
+    },
     "gemirec": {
         **_WIDE,
         "num_interests": 3,

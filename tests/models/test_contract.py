@@ -201,6 +201,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "ulim": {"train_categories": "served", "search": "all"},  # the coordinates of categories lengthen unit vectors
     "mima": {"positives": "target", "calibrate": False},  # a set, matched on the raw interests, by default
     "bam": {"selection": "readout"},  # otherwise one interest, drawn
+    "mgnm": {"train_interests": "served"},  # otherwise level by level
     "gemirec": {"train_interests": "served"},  # "label" trains the target's interest, which serving cannot know
 }
 """Settings with which a model trains exactly what it serves."""

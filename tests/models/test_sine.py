@@ -84,7 +84,8 @@ def test_users_activate_different_prototypes(planted: Dataset, spec: DataSpec) -
 def test_a_prototype_that_nobody_activates_learns_from_the_separation_alone(planted: Dataset, spec: DataSpec) -> None:
     model = shaken(spec)
     batch = train_batch(planted, model.max_length, size=3)
-    active = model.prototypes.activate(model.item_table(batch.item_BL), batch.mask_BL).index_BK.unique()
+    index_BK = model.prototypes.activate(model.item_table(batch.item_BL), batch.mask_BL).index_BK
+    active = sorted(set(index_BK.flatten().tolist()))
     idle = [c for c in range(8) if c not in active]
     assert idle
     terms = model.losses(batch, "train").terms

@@ -156,6 +156,12 @@ MODELS: dict[str, ModelEntry] = {
         "Alibaba International, 2026, arXiv 2609.12842",
         "learned queries read the history; sets of positives matched one to one with the interests",
     ),
+    "mgnm": ModelEntry(
+        "gemirec.models.mgnm:MGNM",
+        "gemirec.models.mgnm:MGNMConfig",
+        "Tian et al., SIGIR 2022, arXiv 2205.01286",
+        "capsules at every level of a graph over the history's items",
+    ),
     "gemirec": ModelEntry(
         "gemirec.models.gemirec:GemiRec",
         "gemirec.models.gemirec:GemiRecConfig",

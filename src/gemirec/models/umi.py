@@ -71,10 +71,11 @@ class UMI(TableModel):
         self.register_buffer("logit_KL", draw_logits((interests, config.max_length), config.logit_std, generator))
         self.field_gate = ProfileGate(dim, self.profile.width, outputs=self.profile.fields, hidden=config.gate_hidden)
         hidden = max(dim // 2, 1)
-        self.layers = nn.Sequential(nn.Linear(self.profile.width + dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-        for layer in (self.layers[0], self.layers[2]):
+        first, second = nn.Linear(self.profile.width + dim, hidden), nn.Linear(hidden, dim)
+        for layer in (first, second):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.layers = nn.Sequential(first, nn.ReLU(), second)
 
     def encode(self, histories: Histories) -> tuple[Tensor, Tensor | None]:
         """Return ``[B, K, D]`` interests, all of which exist."""
@@ -84,7 +85,9 @@ class UMI(TableModel):
         capsule_BKD, _ = self.routing.route(self.votes(item_BLD), self._logits(histories), mask_BL, gate_BL=gate_BL)
         capsule_BKD = capsule_BKD.to(item_BLD.dtype)
         gate_BKF = self.field_gate(capsule_BKD, profile_BP)
-        field_BKFX = gate_BKF[..., None] * profile_BP.view(len(mask_BL), 1, self.profile.fields, -1)
+        field_BKFX = gate_BKF[..., None] * profile_BP.view(
+            len(mask_BL), 1, self.profile.fields, self.profile.width // self.profile.fields
+        )
         interest_BKD = self.layers(torch.cat([field_BKFX.flatten(2), capsule_BKD], dim=2))
         return (interest_BKD + capsule_BKD if self.config.residual else interest_BKD), None
 
