@@ -200,8 +200,8 @@ SERVED: dict[str, dict[str, Any]] = {
     "hstu": {"all_positions": False},
     "ulim": {"train_categories": "served", "search": "all"},  # the coordinates of categories lengthen unit vectors
     "mima": {"positives": "target", "calibrate": False},  # a set, matched on the raw interests, by default
-    "bam": {"selection": "readout"},  # otherwise one interest, drawn
     "mgnm": {"train_interests": "served"},  # otherwise level by level
+    "bam": {"selection": "readout"},  # otherwise one interest, drawn
     "gemirec": {"train_interests": "served"},  # "label" trains the target's interest, which serving cannot know
 }
 """Settings with which a model trains exactly what it serves."""

@@ -38,12 +38,12 @@ COMPANY: dict[str, dict[str, Any]] = {
     "mind:hidden_factor": {"projection": "mlp"},
     "mima:loss.readout": {"matching": "none"},  # a matched pair has one interest
     "mima:loss.power": {"matching": "none", "loss": {"readout": "label_aware"}},
+    "simrec:attribute_weight": {"mix": "sum"},
     "hstu:loss.readout": {"num_interests": 2},
     "hstu:loss.power": {"num_interests": 2, "loss": {"readout": "label_aware"}},
     "hstu:hidden_factor": {"num_interests": 2},
     "ulim:loss.readout": {"train_categories": "served"},  # "target" trains one interest
     "ulim:loss.power": {"train_categories": "served", "loss": {"readout": "label_aware"}},
-    "simrec:attribute_weight": {"mix": "sum"},
     "dismir:hardest_of": {"recommendation": "bpr"},
     "bam:loss.readout": {"selection": "readout"},  # a drawn interest is one
     "bam:loss.power": {"selection": "readout", "loss": {"readout": "label_aware"}},

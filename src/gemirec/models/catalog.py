@@ -138,12 +138,6 @@ MODELS: dict[str, ModelEntry] = {
         "Wang et al., CIKM 2022",
         "self-attentive interests, mixed into one vector by a predictor that learns from the target",
     ),
-    "umi": ModelEntry(
-        "gemirec.models.umi:UMI",
-        "gemirec.models.umi:UMIConfig",
-        "Chai et al., SIGIR 2022",
-        "capsules whose items and profile fields are gated by the user's profile",
-    ),
     "ulim": ModelEntry(
         "gemirec.models.ulim:ULIM",
         "gemirec.models.ulim:ULIMConfig",
@@ -156,6 +150,18 @@ MODELS: dict[str, ModelEntry] = {
         "Alibaba International, 2026, arXiv 2609.12842",
         "learned queries read the history; sets of positives matched one to one with the interests",
     ),
+    "umi": ModelEntry(
+        "gemirec.models.umi:UMI",
+        "gemirec.models.umi:UMIConfig",
+        "Chai et al., SIGIR 2022",
+        "capsules whose items and profile fields are gated by the user's profile",
+    ),
+    "composed": ModelEntry(
+        "gemirec.models.composed:Composed",
+        "gemirec.models.composed:ComposedConfig",
+        "Li et al., TOIS 2026, arXiv 2506.15284",
+        "any extractor, regularisers and aggregator, named in a YAML file",
+    ),
     "mgnm": ModelEntry(
         "gemirec.models.mgnm:MGNM",
         "gemirec.models.mgnm:MGNMConfig",
@@ -167,12 +173,6 @@ MODELS: dict[str, ModelEntry] = {
         "gemirec.models.gemirec:GemiRecConfig",
         "Wu et al., 2025, arXiv 2510.14626",
         "a dictionary of interests, a generator of future ones, a retriever that fuses interest and user",
-    ),
-    "composed": ModelEntry(
-        "gemirec.models.composed:Composed",
-        "gemirec.models.composed:ComposedConfig",
-        "Li et al., TOIS 2026, arXiv 2506.15284",
-        "any extractor, regularisers and aggregator, named in a YAML file",
     ),
 }
 
