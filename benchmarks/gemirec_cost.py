@@ -1,7 +1,7 @@
 """What GemiRec costs: online path beside ComiRec-SA, steps of its stages, growth with dictionary and catalogue, cache.
 
 The online path is what a request pays: cached interest indices and the user's recent items to fused vectors
-(``GemiRec.online()``), against ``ComiRec-SA.interests`` with as many vectors. Alternately in one process, one thread,
+(``OnlinePath``), against ``ComiRec-SA.interests`` with as many vectors. Alternately in one process, one thread,
 process CPU time, medians. The process keeps the memory that it has had, as a server's allocator does: otherwise page
 faults, up to half of a large batch's time, fall on one path or the other by chance.
 
@@ -29,6 +29,7 @@ from gemirec.config import TrainingConfig, merge
 from gemirec.data.dataset import DataSpec
 from gemirec.models.base import Histories, TrainBatch
 from gemirec.models.catalog import build_model, load_profile
+from gemirec.models.gemirec.online import OnlinePath
 from gemirec.training.optim import build_optimizers
 from gemirec.training.schedule import frozen
 from train_step import alternate
@@ -90,7 +91,7 @@ def online(items: int = 12_000) -> None:
     for profile in ("paper", "tuned"):
         model: GemiRec = build("gemirec", profile, items)
 
-        path = model.online()
+        path = OnlinePath(model)
 
         def cached(
             batch: Histories,

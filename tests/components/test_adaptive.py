@@ -19,6 +19,7 @@ from gemirec.components.adaptive import (
     largest_mass,
     spread_order,
 )
+from support_numpy import unit
 
 L, K, D = 8, 4, 3
 
@@ -34,10 +35,6 @@ def draw(seed: int, users: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.T
     mask = torch.arange(L) < length[:, None]
     weight = torch.rand(users, K, L, generator=generator) * mask[:, None]
     return torch.randn(users, K, D, generator=generator), weight, item * mask[:, :, None], mask
-
-
-def unit(x: Any) -> Any:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 @settings(max_examples=30)

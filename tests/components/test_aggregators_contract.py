@@ -14,6 +14,7 @@ from gemirec.components.roles import Aggregator, Extracted, Sizes
 from gemirec.components.score_aggregators import Calibrated, Target
 from gemirec.components.vector_aggregators import Base, Concat, Pool
 from gemirec.errors import ConfigError
+from support_numpy import softmax
 
 B, L, K, D = 5, 6, 3, 4
 LENGTHS = [6, 3, 1, 5, 0]
@@ -61,11 +62,6 @@ def inputs(masked: bool, interests: int = K) -> tuple[Extracted, torch.Tensor, t
 def rows_of(found: Extracted, rows: slice) -> Extracted:
     parts = (found.interest_BKD, found.mask_BK, found.weight_BKL, found.imagined_BLD)
     return Extracted(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
-
-
-def softmax(x: Any) -> Any:
-    e = np.exp(x - x.max())
-    return e / e.sum()
 
 
 def test_every_kind_is_in_this_suite() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from gemirec.components.attention import SelfAttention
 from gemirec.components.prototypes import IntentFusion, SparsePrototypes
+from support_numpy import softmax, unit
 
 B, L, K, D, C, A = 3, 6, 2, 4, 5, 8
 LENGTHS = [6, 2, 0]
@@ -21,20 +22,11 @@ def case() -> tuple[torch.Tensor, torch.Tensor]:
     return item_BLD * mask_BL[:, :, None], mask_BL
 
 
-def softmax(x: Any, axis: int) -> Any:
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
-
-
 def logits(module: SelfAttention, x: Any) -> Any:
     """``[k, n]`` logits of ``n`` items."""
     w1, b1, w2 = (p.detach().numpy() for p in (module.inner.weight, module.inner.bias, module.outer.weight))
     assert module.position_LD is not None
     return w2 @ np.tanh((x + module.position_LD.detach().numpy()[: len(x)]) @ w1.T + b1).T
-
-
-def unit(x: Any) -> Any:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @pytest.mark.parametrize("cosine", [False, True])

@@ -20,9 +20,9 @@ from gemirec.components.regularizers import (
     partition_contrast,
     routing_covariance,
 )
+from support_numpy import Array, unit
 
 B, K, L, D = 5, 4, 7, 6
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ class Case:
     routing: bool = False
     alone: float = 0.0
     """Its value for a single interest, where that does not depend on the interest."""
-
-
-def unit(h_KD: Array) -> Array:
-    out: Array = h_KD / np.linalg.norm(h_KD, axis=-1, keepdims=True)
-    return out
 
 
 def cosine(h_KD: Array, _: Any) -> float:

@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from gemirec.data.dataset import Dataset
 from gemirec.models.bam import BaM
 from support_models import shake, tiny, train_batch
-
-Array = NDArray[np.float64]
+from support_numpy import numpy_of, softmax
 
 
 def build(planted: Dataset, **over: Any) -> BaM:
@@ -23,15 +20,6 @@ def build(planted: Dataset, **over: Any) -> BaM:
     assert isinstance(model, BaM)
     shake(model)
     return model.eval()
-
-
-def numpy_of(tensor: Tensor) -> Array:
-    return tensor.detach().double().numpy()
-
-
-def softmax(x: Array) -> Array:
-    e: Array = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("selection", ["inner", "linear"])

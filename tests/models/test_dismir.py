@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from gemirec.components.bpr import HardestNegativeLoss
 from gemirec.components.losses import MultiInterestLossConfig
@@ -16,8 +14,7 @@ from gemirec.data.cooccurrence import cooccurrence
 from gemirec.data.dataset import Dataset
 from gemirec.models.dismir import DisMIR
 from support_models import fit, shake, tiny, train_batch
-
-Array = NDArray[np.float64]
+from support_numpy import Array, numpy_of
 
 
 def build(planted: Dataset, **over: Any) -> DisMIR:
@@ -26,10 +23,6 @@ def build(planted: Dataset, **over: Any) -> DisMIR:
     shake(model)
     model.learn_from(planted)
     return model.eval()
-
-
-def numpy_of(tensor: Tensor) -> Array:
-    return tensor.detach().double().numpy()
 
 
 def squash(s: Array) -> Array:

@@ -16,6 +16,7 @@ from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, TrainBatch
 from gemirec.models.gemirec import GemiRec
+from gemirec.models.gemirec.online import OnlinePath
 from gemirec.models.gemirec.tower import Users
 from support_models import held_out, ready, right_padded, sequences, shake, tiny, train_batch
 
@@ -252,7 +253,7 @@ def test_the_online_path_is_the_model(over: dict[str, Any], planted: Dataset, sp
     index_Bk, logp_Bk = model.select(model.state(histories))
     index_Bk[1, -1], index_Bk[2] = -1, -1
     chosen = Selected(index_Bk, logp_Bk)
-    want, got = model.fused(histories, chosen), model.online()(histories, chosen)
+    want, got = model.fused(histories, chosen), OnlinePath(model)(histories, chosen)
     assert torch.equal(got.mask_BK, want.mask_BK)
     torch.testing.assert_close(
         got.vector_BKD * got.mask_BK[:, :, None], want.vector_BKD.detach() * want.mask_BK[:, :, None]

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemirec.components.cells import item_cells, user_cells
 from gemirec.data.dataset import Dataset
 from gemirec.evaluation.collapse import overlaps
 from gemirec.models.gemirec import GemiRec
-from gemirec.models.gemirec.cells import item_cells, user_cells
 from gemirec.retrieval.index import ExactIndex
 from gemirec.retrieval.merge import merge
 from gemirec.retrieval.retrieve import retrieve_lists

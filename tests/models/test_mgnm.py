@@ -13,6 +13,7 @@ from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, TrainBatch
 from gemirec.models.mgnm import MGNM
 from support_models import shake, tiny, train_batch
+from support_numpy import softmax
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,6 @@ def numbers(model: MGNM) -> dict[str, Any]:
 
 def sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
-
-
-def softmax(x: Any, axis: int) -> Any:
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
 
 
 def squash(s: Any) -> Any:

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from gemirec.data.dataset import Dataset
 from gemirec.errors import ConfigError
 from gemirec.models.catalog import build_model
 from gemirec.models.mima import MIMA
 from support_models import held_out, shake, tiny, train_batch
-
-Array = NDArray[np.float64]
+from support_numpy import Array, softmax
 
 
 def mima(dataset: Dataset, **over: Any) -> MIMA:
@@ -34,11 +32,6 @@ def layer_norm(x: Array, layer: torch.nn.LayerNorm) -> Array:
 
 def linear(x: Array, layer: torch.nn.Linear) -> Array:
     return np.asarray(x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy())
-
-
-def softmax(x: Array) -> Array:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return np.asarray(e / e.sum(-1, keepdims=True))
 
 
 def read(model: MIMA, events: list[int]) -> tuple[Array, Array]:

@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from gemirec.data.dataset import Dataset
 from gemirec.models.base import TrainBatch
 from gemirec.models.re4 import Re4
 from support_models import shake, tiny, train_batch
-
-Array = NDArray[np.float64]
+from support_numpy import Array, numpy_of, softmax, unit
 
 
 def build(planted: Dataset, **over: Any) -> Re4:
@@ -24,19 +21,6 @@ def build(planted: Dataset, **over: Any) -> Re4:
     assert isinstance(model, Re4)
     shake(model)
     return model.eval()
-
-
-def numpy_of(tensor: Tensor) -> Array:
-    return tensor.detach().double().numpy()
-
-
-def softmax(x: Array) -> Array:
-    e: Array = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)  # type: ignore[no-any-return]
-
-
-def unit(x: Array) -> Array:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)  # type: ignore[no-any-return]
 
 
 class ByHand:

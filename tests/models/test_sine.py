@@ -13,6 +13,7 @@ from gemirec.errors import ConfigError
 from gemirec.models.base import Histories
 from gemirec.models.sine import SINE, interest_cosine, prototype_covariance
 from support_models import held_out, shake, tiny, train_batch
+from support_numpy import softmax, unit
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +26,6 @@ def shaken(spec: DataSpec, **over: Any) -> SINE:
     assert isinstance(model, SINE)
     shake(model)
     return model.eval()
-
-
-def softmax(x: Any, axis: int) -> Any:
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
-
-
-def unit(x: Any) -> Any:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def attention_logits(p: dict[str, Any], key: str, x_LD: Any) -> Any:

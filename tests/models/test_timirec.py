@@ -13,6 +13,7 @@ from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.models.timirec import FINETUNE, PRETRAIN, TiMiRec, distillation
 from gemirec.training.schedule import frozen, plan_stages
 from support_models import begin, fit, held_out, shake, tiny, train_batch
+from support_numpy import softmax
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +26,6 @@ def shaken(spec: DataSpec, **over: Any) -> TiMiRec:
     assert isinstance(model, TiMiRec)
     shake(model)
     return model.eval()
-
-
-def softmax(x: Any, axis: int) -> Any:
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
 
 
 def sigmoid(x: Any) -> Any:

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from gemirec.data.dataset import Dataset, DataSpec
 from gemirec.errors import ConfigError
 from gemirec.models.catalog import build_model
 from gemirec.models.ulim import ULIM
 from support_models import fit, held_out, shake, tiny, train_batch
-
-Array = NDArray[np.float64]
+from support_numpy import Array, numpy_of, softmax
 
 
 def ulim(dataset: Dataset, **over: Any) -> ULIM:
@@ -26,31 +24,22 @@ def ulim(dataset: Dataset, **over: Any) -> ULIM:
     return model.double().eval()
 
 
-def array(tensor: torch.Tensor) -> Array:
-    return np.asarray(tensor.numpy(force=True), dtype=np.float64)
-
-
-def softmax(x: Array) -> Array:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return np.asarray(e / e.sum(-1, keepdims=True))
-
-
 class Plain:
     """One user's window, read again without torch."""
 
     def __init__(self, model: ULIM, events: list[int]) -> None:
         self.model, dim = model, model.config.dim
-        self.item = array(model.item_table.weight)[events]
-        self.category = array(model.category_MD)
-        self.cell = array(model.category_N)[events].astype(int)
-        place = array(model.position_LD)[np.arange(len(events))[::-1]]
+        self.item = numpy_of(model.item_table.weight)[events]
+        self.category = numpy_of(model.category_MD)
+        self.cell = numpy_of(model.category_N)[events].astype(int)
+        place = numpy_of(model.position_LD)[np.arange(len(events))[::-1]]
         raw = self.item * np.sqrt(dim) + self.category[self.cell] + place
         raw = (raw - raw.mean(1, keepdims=True)) / np.sqrt(raw.var(1, keepdims=True) + 1e-5)
-        self.key = raw * array(model.key_norm.weight) + array(model.key_norm.bias)
+        self.key = raw * numpy_of(model.key_norm.weight) + numpy_of(model.key_norm.bias)
         self.recent = np.arange(len(events))[::-1] < model.config.short_length
         layer = model.short_attention
-        hidden = np.tanh(self.key @ array(layer.inner.weight).T + array(layer.inner.bias))
-        logit = (hidden @ array(layer.outer.weight)[0])[self.recent]
+        hidden = np.tanh(self.key @ numpy_of(layer.inner.weight).T + numpy_of(layer.inner.bias))
+        logit = (hidden @ numpy_of(layer.outer.weight)[0])[self.recent]
         self.state = softmax(logit) @ self.key[self.recent]
 
     def pool(self, query: Array, places: Array) -> Array:
@@ -59,24 +48,24 @@ class Plain:
 
     def interest(self, c: int) -> Array:
         model, own = self.model, self.cell == c
-        long = self.pool(array(model.long_query.weight) @ self.category[c], own if own.any() else own | True)
+        long = self.pool(numpy_of(model.long_query.weight) @ self.category[c], own if own.any() else own | True)
         gate, short = 1.0, np.zeros_like(long)
         if (own & self.recent).any():
-            short = self.pool(array(model.short_query.weight) @ self.state, own & self.recent)
+            short = self.pool(numpy_of(model.short_query.weight) @ self.state, own & self.recent)
             both = np.concatenate([self.state, self.category[c]])
-            gate = 1 / (1 + np.exp(-(array(model.gate.weight)[0] @ both + model.gate.bias.item())))
-        h = gate * long + (1 - gate) * short + array(model.base_MD)[c]
+            gate = 1 / (1 + np.exp(-(numpy_of(model.gate.weight)[0] @ both + model.gate.bias.item())))
+        h = gate * long + (1 - gate) * short + numpy_of(model.base_MD)[c]
         return np.asarray(h / np.linalg.norm(h))
 
     def chances(self) -> Array:
         """The pointer-generator has a test of its own."""
         tensors = (torch.from_numpy(a)[None] for a in (self.state, self.key, self.cell))
         found = self.model.next_category(*tensors, torch.ones(1, len(self.cell), dtype=torch.bool))[0]
-        return array(found)
+        return numpy_of(found)
 
 
 def unit_items(model: ULIM) -> Array:
-    table = array(model.item_table.weight)
+    table = numpy_of(model.item_table.weight)
     return np.asarray(table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12))
 
 
@@ -86,13 +75,13 @@ def test_interests_search_their_own_category(planted: Dataset) -> None:
     histories = held_out(planted, model.max_length)
     found = model.interests(histories)
     assert found.weight_BK is not None
-    score_BKN = array(found.vector_BKD @ model.item_vectors().T)
-    category_N = array(model.category_N)
+    score_BKN = numpy_of(found.vector_BKD @ model.item_vectors().T)
+    category_N = numpy_of(model.category_N)
     for b in range(12):
         plain = Plain(model, [i for i in histories.item_BL[b].tolist() if i])
         chance = plain.chances()
         chosen = np.argsort(-chance)[:3]
-        np.testing.assert_allclose(array(found.weight_BK)[b], chance[chosen], rtol=1e-5)
+        np.testing.assert_allclose(numpy_of(found.weight_BK)[b], chance[chosen], rtol=1e-5)
         for k, c in enumerate(chosen):
             expected = unit_items(model) @ plain.interest(c)
             expected += (category_N == c) * (3.0 + 0.4 * np.log(max(chance[c], 1e-4)))
@@ -109,7 +98,7 @@ def test_both_terms(train_categories: str, train_search: str, planted: Dataset) 
     weight_B = torch.rand(16, generator=torch.Generator().manual_seed(1))
     terms = model.losses(replace(batch, weight_B=weight_B), "train")
     drawn = model.retrieval_loss.sampler.sample(batch.target_B, torch.Generator().manual_seed(0)).id_S.numpy()
-    category_N, unit = array(model.category_N), unit_items(model)
+    category_N, unit = numpy_of(model.category_N), unit_items(model)
     retrieval, category = [], []
     for row, target in zip(batch.item_BL.tolist(), batch.target_B.tolist(), strict=True):
         plain = Plain(model, [i for i in row if i])

@@ -14,6 +14,7 @@ from gemirec.errors import ConfigError
 from gemirec.models.base import TrainBatch
 from gemirec.models.umi import UMI
 from support_models import shake, tiny, train_batch
+from support_numpy import softmax
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +37,6 @@ def shaken(spec: DataSpec, **over: Any) -> UMI:
 
 def sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
-
-
-def softmax(x: Any, axis: int) -> Any:
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
 
 
 def layers(p: dict[str, Any], first: str, second: str, x: Any) -> Any:

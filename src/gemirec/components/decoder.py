@@ -19,9 +19,8 @@ from torch.nn import functional as F
 
 from gemirec.components.codes import count_interests
 from gemirec.components.interest_heads import FactorisedHead, FlatHead
-from gemirec.components.transformer import Block
+from gemirec.components.transformer import Block, check_heads
 from gemirec.config import Config
-from gemirec.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,12 +80,7 @@ class InterestDecoder(nn.Module):
         self, config: DecoderConfig, sizes: Sequence[int], dim: int, feature_width: int, max_length: int
     ) -> None:
         super().__init__()
-        if config.hidden % config.heads:
-            raise ConfigError(
-                "the attention heads must divide the width",
-                got=f"heads {config.heads}, hidden {config.hidden}",
-                fix="choose decoder.heads so that decoder.hidden is a multiple of it",
-            )
+        check_heads(config.heads, config.hidden, "decoder.heads", "hidden")
         self.config = config
         self.sizes = tuple(sizes)
         self.num_interests = count_interests(self.sizes)

@@ -9,6 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemirec.errors import ConfigError
+
+
+def check_heads(heads: int, width: int, heads_field: str = "model.heads", width_field: str = "model.dim") -> None:
+    """Raise if attention heads cannot share a width; the fields are named as the error shall call them.
+
+    Raises:
+        ConfigError: ``heads`` does not divide ``width``.
+    """
+    if width % heads:
+        raise ConfigError(
+            "the attention heads must divide the width",
+            got=f"{heads_field} {heads}, {width_field} {width}",
+            fix=f"choose {heads_field} so that {width_field} is a multiple of it",
+        )
+
 
 class Block(nn.Module):
     """Pre-norm causal self-attention and a two-layer network, each with a residual.

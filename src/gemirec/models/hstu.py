@@ -18,7 +18,7 @@ from gemirec.components.decoder import future_targets
 from gemirec.components.hstu import HSTUEncoder
 from gemirec.components.losses import MultiInterestLossConfig
 from gemirec.components.pooling import last_state
-from gemirec.errors import ConfigError
+from gemirec.components.transformer import check_heads
 from gemirec.models.base import Histories, LossTerms, TrainBatch
 from gemirec.models.common import Count, MultiInterestConfig, Probability, TableModel, widen
 
@@ -53,12 +53,7 @@ class HSTU(TableModel):
     """
 
     def __init__(self, config: HSTUConfig, spec: DataSpec) -> None:
-        if config.dim % config.heads:
-            raise ConfigError(
-                "the attention heads must divide the width",
-                got=f"heads {config.heads}, dim {config.dim}",
-                fix="choose model.heads so that model.dim is a multiple of it",
-            )
+        check_heads(config.heads, config.dim)
         super().__init__(config, spec)
         self.encoder = HSTUEncoder(
             config.dim,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gemirec.components.attention import Positions
 from gemirec.components.matching import MAX_INTERESTS, greedy_matching, optimal_matching, positive_set
 from gemirec.components.query_decoder import QueryDecoder
+from gemirec.components.transformer import check_heads
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, Interests, LossTerms, TrainBatch
 from gemirec.models.common import Count, MultiInterestConfig, Probability, TableModel, widen
@@ -193,12 +194,7 @@ class MIMA(TableModel):
 
 def _check(config: MIMAConfig) -> None:
     """Raise for widths and numbers that do not go together."""
-    if config.dim % config.heads:
-        raise ConfigError(
-            "the attention heads must divide the width",
-            got=f"heads {config.heads}, dim {config.dim}",
-            fix="choose model.heads so that model.dim is a multiple of it",
-        )
+    check_heads(config.heads, config.dim)
     if config.matching == "hungarian" and config.num_interests > MAX_INTERESTS:
         raise ConfigError(
             "too many interests for an exact matching",

@@ -1,18 +1,17 @@
 """SASRec-style causal transformer, one vector per user (Kang and McAuley, ICDM 2018, arXiv 1808.09781).
 
-Axes: B batch, L history length, D embedding, M real positions of a batch.
+Axes: B batch, L history length, D embedding, P real positions of a batch.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from gemirec.components.decoder import future_targets
 from gemirec.components.pooling import last_state
-from gemirec.components.transformer import CausalEncoder
-from gemirec.errors import ConfigError
+from gemirec.components.transformer import CausalEncoder, check_heads
 from gemirec.models.base import Histories, LossTerms, TrainBatch
 from gemirec.models.common import Count, Probability, TableModel, TableModelConfig, widen
 
@@ -44,12 +43,7 @@ class SASRec(TableModel):
     """
 
     def __init__(self, config: SASRecConfig, spec: DataSpec) -> None:
-        if config.dim % config.heads:
-            raise ConfigError(
-                "the attention heads must divide the width",
-                got=f"heads {config.heads}, dim {config.dim}",
-                fix="choose model.heads so that model.dim is a multiple of it",
-            )
+        check_heads(config.heads, config.dim)
         super().__init__(config, spec)
         self.encoder = CausalEncoder(
             config.dim,
@@ -71,14 +65,10 @@ class SASRec(TableModel):
         if not self.config.all_positions:
             return super().losses(batch, stage)
         wide = widen(batch, self.max_length)
+        row_P, count_P, item_P, _ = future_targets(wide.item_BL, wide.length_B, batch.target_B)
         state_BLD = self.encoder(self.item_table(wide.item_BL))
-        next_BL = torch.cat([wide.item_BL[:, 1:], torch.zeros_like(batch.target_B)[:, None]], dim=1)
-        last_BL = torch.arange(self.max_length, device=next_BL.device) == batch.length_B[:, None] - 1
-        next_BL = torch.where(last_BL, batch.target_B[:, None], next_BL)
-        row_M, position_M = torch.nonzero(next_BL, as_tuple=True)
-        vector_MKD = self._normalize(state_BLD[row_M, position_M])[:, None]
-        weight_M = None if batch.weight_B is None else batch.weight_B[row_M]
+        vector_PKD = self._normalize(state_BLD[row_P, count_P - 1])[:, None]
+        weight_P = None if batch.weight_B is None else batch.weight_B[row_P]
         terms = LossTerms()
-        loss = self._retrieval(vector_MKD, None, next_BL[row_M, position_M], weight_M, batch.generator)
-        terms.add("retrieval", loss)
+        terms.add("retrieval", self._retrieval(vector_PKD, None, item_P, weight_P, batch.generator))
         return terms

@@ -3,7 +3,7 @@
 Only the abstract is known here: category-aware subsequences of a long history, dual (long- and short-term) interests in
 each, a pointer-generator for the next category, then retrieval inside the top-K categories. Every formula here is ours.
 
-How an interest comes to search its own category alone is the idea of :mod:`gemirec.models.gemirec.cells`: items and
+How an interest comes to search its own category alone is the idea of :mod:`gemirec.components.cells`: items and
 users' vectors get a coordinate for each category, and an inner product then is ``v.e + w^2`` inside it and ``v.e``
 outside.
 
@@ -20,12 +20,12 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from gemirec.components.attention import SelfAttention
+from gemirec.components.cells import item_cells, user_cells
 from gemirec.components.losses import MultiInterestLossConfig
 from gemirec.components.pointer_generator import PointerGenerator
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, Interests, LossTerms, TrainBatch
 from gemirec.models.common import Count, MultiInterestConfig, PositiveFloat, TableModel, widen
-from gemirec.models.gemirec.cells import item_cells, user_cells
 
 if TYPE_CHECKING:
     from gemirec.data.dataset import DataSpec

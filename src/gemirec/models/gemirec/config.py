@@ -66,7 +66,7 @@ class GemiRecConfig(TableModelConfig, frozen=True, kw_only=True):
     keep_user_vector: bool = False
     """Let the user's own vector, fused with no interest, be the first of the K (ours)."""
     cells: Literal["none", "own", "apart"] = "none"
-    """Which items an interest stands for (ours; :mod:`gemirec.models.gemirec.cells`). ``none``: all, whatever their
+    """Which items an interest stands for (ours; :mod:`gemirec.components.cells`). ``none``: all, whatever their
     code. ``own``: those of its own first-level code score ``cell_bonus`` more, and all items do for the user's own
     vector. ``apart``: the same, but that vector gives way in the cells of the others. Item vectors grow by one
     coordinate for each code of the first level."""

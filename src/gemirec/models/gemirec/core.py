@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemirec.components.cells import item_cells, user_cells
 from gemirec.components.codes import all_codes, count_interests
 from gemirec.components.decoder import InterestDecoder
 from gemirec.components.selection import Selected, check_selection, limited_top_k, limited_top_k_of
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, Interests
 from gemirec.models.common import TableModel, widen
-from gemirec.models.gemirec.cells import item_cells, user_cells
 from gemirec.models.gemirec.config import GemiRecConfig
 from gemirec.models.gemirec.parts import (
     build_category_vectors,
@@ -32,7 +32,7 @@ from gemirec.models.gemirec.parts import (
     profile_of,
     profile_width,
 )
-from gemirec.models.gemirec.tower import Fusion, Prepared, Users, UserTower
+from gemirec.models.gemirec.tower import Fusion, Users, UserTower
 
 if TYPE_CHECKING:
     from gemirec.data.dataset import DataSpec
@@ -55,7 +55,6 @@ class ServedGemiRec(TableModel):
     popularity_N: Tensor
     code_MC: Tensor
     given_XC: Tensor
-    first_K: Tensor
     interest_N: Tensor
     phase: Tensor
     joint_steps: Tensor
@@ -96,7 +95,6 @@ class ServedGemiRec(TableModel):
         self.register_buffer("popularity_N", count_N / count_N.sum().clamp(min=1), persistent=False)
         self.register_buffer("code_MC", all_codes(sizes), persistent=False)
         self.register_buffer("given_XC", F.pad(self.code_MC, (0, 0, 0, 1), value=-1), persistent=False)
-        self.register_buffer("first_K", torch.arange(max(self.num_interests + 1, 2)) == 0, persistent=False)
         self.register_buffer("interest_N", torch.zeros(spec.num_items + 1, dtype=torch.int64))
         self.register_buffer("phase", torch.zeros((), dtype=torch.int64))
         self.register_buffer("joint_steps", torch.zeros((), dtype=torch.int64))
@@ -120,12 +118,13 @@ class ServedGemiRec(TableModel):
     def item_vectors(self, item_ids: Tensor | None = None) -> Tensor:
         """Return item vectors ``[..., D]``, or ``[N + 1, D]`` without ids; normalised if the loss normalises.
 
-        With ``cells``, one further coordinate for each cell (:mod:`gemirec.models.gemirec.cells`).
+        With ``cells``, one further coordinate for each cell (:mod:`gemirec.components.cells`).
         """
-        vector_XD = self._normalize(self._items(item_ids))
+        raw_XD = self._items(item_ids)
+        vector_XD = self._normalize(raw_XD)
         if self.config.cells == "none":
             return vector_XD
-        interest_X = self.item_interests() if item_ids is None else self._interests_of(item_ids, self._items(item_ids))
+        interest_X = self.item_interests() if item_ids is None else self._interests_of(item_ids, raw_XD)
         cell_X = self.code_MC[interest_X, 0]
         real_X = torch.arange(len(cell_X), device=cell_X.device) > 0 if item_ids is None else item_ids > 0
         cell_X = torch.where(real_X, cell_X, -1)
@@ -182,7 +181,7 @@ class ServedGemiRec(TableModel):
         return fused_BKD * (histories.length_B > 0)[:, None, None], None
 
     def fused(self, histories: Histories, chosen: Selected) -> Interests:
-        """Return the vectors of given interests: the online path, which reads the cached indices and no more.
+        """Return the vectors of given interests, which may come from a cache: the generator is not asked.
 
         Args:
             histories: The users' recent items.
@@ -193,15 +192,14 @@ class ServedGemiRec(TableModel):
             without any interest, have one vector.
         """
         users = self.users(histories)
-        return self._given(self._fuse(self.code_MC[chosen.index_Bk.clamp(min=0)], users), chosen, users)
+        return self.given(self._fuse(self.code_MC[chosen.index_Bk.clamp(min=0)], users), chosen, users)
 
-    def _given(self, vector_BKD: Tensor, chosen: Selected, users: Users) -> Interests:
+    def given(self, vector_BKD: Tensor, chosen: Selected, users: Users) -> Interests:
         """Return fused vectors ``[B, K, D]`` as the interests of users, some of which may be absent."""
         mask_BK, code_BKC, weight_BK = self._of(chosen)
         mask_BK = mask_BK & users.mask_BL[:, :1]  # padding stands behind: whoever has a history has a first item
         vector_BKD = self._with_cells(self._normalize(vector_BKD).float(), code_BKC, weight_BK) * mask_BK[:, :, None]
-        # Absent interests stand behind. Whoever has none at all has one, and it is zero.
-        mask_BK = mask_BK | self.first_K[: mask_BK.shape[1]]
+        mask_BK[:, 0] = True  # absent interests stand behind; whoever has none at all has one, and it is zero
         return Interests(vector_BKD, mask_BK, weight_BK.float(), code_BKC)
 
     def _of(self, chosen: Selected) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,14 +214,6 @@ class ServedGemiRec(TableModel):
             code_BKC = F.pad(code_BKC, (0, 0, 1, 0), value=-1)
             weight_BK = torch.cat([1 - weight_BK.sum(dim=1, keepdim=True).clamp(max=1), weight_BK], dim=1)
         return mask_BK, code_BKC, weight_BK
-
-    @torch.no_grad()
-    def online(self) -> OnlinePath:
-        """Return the online path of the model as it is now, with what it does to interests alone done once.
-
-        Its vectors are those of :meth:`fused` up to rounding. It must be asked for anew after training goes on.
-        """
-        return OnlinePath(self)
 
     def _fuse(self, code_BKC: Tensor, users: Users) -> Tensor:
         """Return the vectors of interests ``[B, K, C]``, before them the user's own with ``keep_user_vector``."""
@@ -308,30 +298,3 @@ class ServedGemiRec(TableModel):
             out_BE: Tensor = self.placeholder(row_B)
             return out_BE
         return self.item_table.weight.new_zeros(len(item_B), self.dictionary.width)
-
-
-class OnlinePath:
-    """From cached interests and fresh histories to vectors, with as little work per request as can be.
-
-    Args:
-        model: The model. Its weights are read when this is built (the interests' part) and at each request.
-    """
-
-    def __init__(self, model: ServedGemiRec) -> None:
-        self._model = model
-        embedding_ME = model.dictionary.embed(model.code_MC)
-        # One further row: no interest. Absent ones and the user's own vector are fused with it.
-        self._prepared = model.fusion.prepare(F.pad(embedding_ME, (0, 0, 0, 1)))
-
-    def __call__(self, histories: Histories, chosen: Selected) -> Interests:
-        """Return what :meth:`ServedGemiRec.fused` returns, up to rounding, without gradient."""
-        model, hidden_XH, direction_XD = self._model, *self._prepared
-        with torch.no_grad():
-            index_BK = chosen.index_Bk
-            if model.config.keep_user_vector:
-                index_BK = F.pad(index_BK, (1, 0), value=-1)
-            row_BK = index_BK % len(hidden_XH)  # -1 is the last row
-            direction_BKD = None if direction_XD is None else F.embedding(row_BK, direction_XD)
-            users = model.users(histories)
-            fused_BKD = model.fusion.combine(Prepared(F.embedding(row_BK, hidden_XH), direction_BKD), users)
-            return model._given(fused_BKD, chosen, users)

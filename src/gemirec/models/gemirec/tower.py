@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gemirec.components.pooling import last_state, mean_pool
-from gemirec.components.transformer import CausalEncoder
-from gemirec.errors import ConfigError
+from gemirec.components.transformer import CausalEncoder, check_heads
 from gemirec.models.gemirec.config import FusionConfig, TowerConfig
 
 
@@ -67,12 +66,7 @@ class UserTower(nn.Module):
             width = dim + feature_width
             self.network = nn.Sequential(nn.Linear(width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, dim))
         else:
-            if dim % config.heads:
-                raise ConfigError(
-                    "the attention heads must divide the width",
-                    got=f"tower.heads {config.heads}, dim {dim}",
-                    fix="choose tower.heads so that dim is a multiple of it",
-                )
+            check_heads(config.heads, dim, "tower.heads")
             self.encoder = CausalEncoder(
                 dim,
                 layers=config.layers,

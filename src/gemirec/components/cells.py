@@ -1,22 +1,21 @@
-"""Cells: an interest searches the items of its own code, and the user's vector the rest of the catalogue.
+"""Cells: an interest searches the items of its own cell, and the user's vector the rest of the catalogue.
 
-The dictionary assigns every item to the nearest code of its first level, so that the items fall into cells that do not
-overlap (a Voronoi partition of the item vectors, METHODS 1.12). The paper uses those cells to keep the interests
-apart in the dictionary; here (ours) they also say which items an interest stands for. Items get one further coordinate
-for each cell, ``w`` in their own and 0 elsewhere, and so do the vectors of users::
+Cells are groups of items that do not overlap: the codes of a dictionary's first level (GemiRec: a Voronoi partition of
+the item vectors, METHODS 1.12) or categories (ULIM). GemiRec's paper uses them to keep the interests apart in the
+dictionary; here (ours) they also say which items an interest stands for. Items get one further coordinate for each
+cell, ``w`` in their own and 0 elsewhere, and so do the vectors of users::
 
     interest k                w at its own cell
-    user, cells: own          w at every cell
-    user, cells: apart        w at every cell that no interest of this user has
+    user's own vector         w at every cell
+    the same, apart           w at every cell that no interest of this user has
 
 An inner product then is ``v.e + w^2`` where a vector may speak for an item and ``v.e`` where it may not. With
 w^2 >= 2 the former are always ahead of the latter (normalised vectors), and with ``apart`` every item is scored by
-exactly one vector of a user, unless two of its interests share a first-level code: lists cannot overlap as long as the
-cells are not exhausted. In place of the users' ``w``
-stands ``(w^2 + a log p_k) / w`` with ``cell_prior``, so that the score is ``v.e + w^2 + a log p_k``: the logarithm of a
-mixture whose parts do not overlap, ``p(k | user) p(item | k, user)``.
+exactly one vector of a user, unless two of its interests share a cell: lists cannot overlap as long as the cells are
+not exhausted. With a bonus of ``w^2 + a log p_k`` in place of ``w^2`` the score is ``v.e + w^2 + a log p_k``: the
+logarithm of a mixture whose parts do not overlap, ``p(k | user) p(item | k, user)``.
 
-Axes: B batch, K interests, D embedding, M cells (codes of the first level), X any leading axes.
+Axes: B batch, K interests, D embedding, M cells, X any leading axes.
 """
 
 from __future__ import annotations
