@@ -1,9 +1,10 @@
 """Every model of the catalogue at one shape, on one core, beside the bare computation of ComiRec-SA.
 
-Shape: d 64, 20 events of history, K 4, 12 k items, 1,280 uniform negatives, batch 256; each model's own structure is its
-``paper`` profile's. A step is what training runs: windows from a dataset on disk, loss, backward, optimiser. Encoding is
-``user_vectors`` of 1,000 users in evaluation mode, item vectors ready. Timings of all models alternate, so that a noisy
-minute hits everybody; process CPU time, medians. Models that train in stages show every stage.
+Shape: d 64, 20 events of history, K 4, 12 k items, 1,280 uniform negatives, batch 256; each model's own structure is
+its ``paper`` profile's. A step is what training runs: windows from a dataset on disk, loss, backward, optimiser.
+Encoding is ``interests`` of 1,000 users in evaluation mode. Timings of all models alternate, so that a noisy minute
+hits everybody; process CPU time, medians. Models that train in stages show every stage. *Targets* are what one window
+trains: models that train every position pay for so many examples at once.
 
     python benchmarks/model_speed.py
     python benchmarks/model_speed.py --models comirec_sa mima --rounds 30 --json
@@ -22,7 +23,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import polars as pl
 import torch
-from train_step import DIM, INTERESTS, LENGTH, NEGATIVES, Bare, alternate, write_dataset
 
 from gemirec.artifacts import write_json
 from gemirec.config import Config, TrainingConfig, merge
@@ -33,6 +33,7 @@ from gemirec.models.catalog import MODELS, build_model, config_class, load_profi
 from gemirec.training.loop import TrainingLoop
 from gemirec.training.schedule import frozen
 from gemirec.training.session import LossModule, new_accelerator
+from train_step import DIM, INTERESTS, LENGTH, NEGATIVES, Bare, alternate, write_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,11 @@ class Steps:
         self.loop = TrainingLoop(self.model, dataset, config, run, accelerator, None)
         self.losses = accelerator.prepare_model(LossModule(self.model))
         self.sampler = WindowSampler(dataset, batch_size=BATCH, max_length=LENGTH, min_history=LENGTH)
+
+    @property
+    def targets(self) -> int:
+        """Targets that a window trains: its last event, or one at each position."""
+        return LENGTH if getattr(self.model.config, "all_positions", False) else 1
 
     def __call__(self) -> None:
         """Train one step."""
@@ -131,6 +137,7 @@ def measure(names: list[str], rounds: int) -> list[dict[str, Any]]:
         first = next(iter(steps.values()))
         bare = Bare(first.sampler, ITEMS, rows=True)
         step_ms = alternate({"bare": bare.step, **steps}, rounds)
+        targets = {name: step.targets for name, step in steps.items()}
         for step in steps.values():
             step.loop.close()
         encode_ms = alternate(encoders(names, dataset), rounds)
@@ -139,6 +146,7 @@ def measure(names: list[str], rounds: int) -> list[dict[str, Any]]:
         {
             "model": name,
             "stage": stage,
+            "targets": targets[f"{name} {stage}"],
             "step_ms": ms,
             "examples_per_s": BATCH / ms * 1e3,
             "step_ratio": ms / base,
@@ -170,10 +178,18 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for r in rows:
         over = "" if r["step_ratio"] <= r["limit"] else f" (over {r['limit']:g})"
-        print(
-            f"| `{r['model']}` | {r['stage']} | {r['step_ms']:.1f} | {r['examples_per_s']:,.0f} | {r['step_ratio']:.2f}{over} "
-            f"| {r['bare_ratio']:.2f} | {r['encode_ms']:.1f} | {r['encode_ratio']:.2f} |"
+        shown = (
+            f"`{r['model']}`",
+            r["stage"],
+            str(r["targets"]),
+            f"{r['step_ms']:.1f}",
+            f"{r['examples_per_s']:,.0f}",
+            f"{r['step_ratio']:.2f}{over}",
+            f"{r['bare_ratio']:.2f}",
+            f"{r['encode_ms']:.1f}",
+            f"{r['encode_ratio']:.2f}",
         )
+        print("| " + " | ".join(shown) + " |")
 
 
 if __name__ == "__main__":
