@@ -137,26 +137,28 @@ def measure(names: list[str], rounds: int) -> list[dict[str, Any]]:
         first = next(iter(steps.values()))
         bare = Bare(first.sampler, ITEMS, rows=True)
         step_ms = alternate({"bare": bare.step, **steps}, rounds)
-        targets = {name: step.targets for name, step in steps.items()}
         for step in steps.values():
             step.loop.close()
         encode_ms = alternate(encoders(names, dataset), rounds)
     base = step_ms["comirec_sa train"]
-    return [
-        {
-            "model": name,
-            "stage": stage,
-            "targets": targets[f"{name} {stage}"],
-            "step_ms": ms,
-            "examples_per_s": BATCH / ms * 1e3,
-            "step_ratio": ms / base,
-            "bare_ratio": ms / step_ms["bare"],
-            "encode_ms": encode_ms[name],
-            "encode_ratio": encode_ms[name] / encode_ms["comirec_sa"],
-            "limit": LIMIT.get(name, 4.0),
-        }
-        for name, stage, ms in ((*key.split(" ", 1), ms) for key, ms in step_ms.items() if key != "bare")
-    ]
+    rows: list[dict[str, Any]] = []
+    for key, step in steps.items():
+        name, ms = key.split(" ")[0], step_ms[key]
+        rows.append(
+            {
+                "model": name,
+                "stage": step.stage.name,
+                "targets": step.targets,
+                "step_ms": ms,
+                "examples_per_s": BATCH / ms * 1e3,
+                "step_ratio": ms / base,
+                "bare_ratio": ms / step_ms["bare"],
+                "encode_ms": encode_ms[name],
+                "encode_ratio": encode_ms[name] / encode_ms["comirec_sa"],
+                "limit": LIMIT.get(name, 4.0),
+            }
+        )
+    return rows
 
 
 def main() -> None:
