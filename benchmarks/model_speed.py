@@ -174,10 +174,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return
-    print(
-        "| model | stage | step, ms | examples/s | x ComiRec-SA | x bare ComiRec-SA | 1,000 users, ms | x ComiRec-SA |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print("| model | stage | targets | step, ms | windows/s | x ComiRec-SA | x bare | 1,000 users, ms | x ComiRec-SA |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for r in rows:
         over = "" if r["step_ratio"] <= r["limit"] else f" (over {r['limit']:g})"
         shown = (
