@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -72,6 +73,51 @@ class TrainingConfig(Config, frozen=True, kw_only=True):
     """Torch threads; 0 leaves torch's setting alone."""
 
 
+class MergeConfig(Config, frozen=True, kw_only=True):
+    """How the lists of a user's interests become one list: in serving and in evaluation alike.
+
+    Raises:
+        ConfigError: A number is out of range, or belongs to a kind that was not asked for.
+
+    Example:
+        >>> MergeConfig(kind="diverse", diversity=0.2).pool
+        4
+        >>> MergeConfig(diversity=0.2)
+        Traceback (most recent call last):
+        gemirec.errors.ConfigError: merge.diversity belongs to the kind diverse
+          got: kind max, diversity 0.2
+          fix: set merge.kind=diverse, or leave diversity out
+    """
+
+    kind: Literal["max", "diverse", "quota"] = "max"
+    """``max``: an item's best score over the interests. ``diverse``: that, less a penalty for each earlier item of the
+    same category (ComiRec's controllable aggregation). ``quota``: every interest fills places of its own."""
+    diversity: float = 0.0
+    """Lambda of ``diverse``: the penalty, 0 or more, in the unit of the model's scores."""
+    pool: int = 4
+    """Candidates of ``diverse``, in lengths of the list: the best items over all interests."""
+    quota: Literal["equal", "weight"] | tuple[float, ...] = "equal"
+    """Shares of the places under ``quota``. ``equal``: the same for every interest; ``weight``: in proportion to the
+    weights that the model gives its interests; or one share for each interest, ``[2, 1, 1]``. An interest without a
+    share gets no place of its own, and the shares of one that a user lacks go to the others."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, whatever the model."""
+        for name, kind, default in (("diversity", "diverse", 0.0), ("quota", "quota", "equal")):
+            value = getattr(self, name)
+            if value != default and self.kind != kind:
+                got, fix = f"kind {self.kind}, {name} {value}", f"set merge.kind={kind}, or leave {name} out"
+                raise ConfigError(f"merge.{name} belongs to the kind {kind}", got=got, fix=fix)
+        if not 0 <= self.diversity < math.inf:
+            raise ConfigError("merge.diversity must be 0 or more", got=self.diversity, fix="for example 0.1")
+        if self.pool < 1:
+            raise ConfigError("merge.pool must be 1 or more", got=self.pool, fix="leave the default, 4")
+        shares = (1.0,) if isinstance(self.quota, str) else self.quota
+        if not all(0 <= share < math.inf for share in shares) or sum(shares) <= 0:
+            got, fix = list(shares), "give one number for each interest, 0 or more, not all 0: [2, 1, 1]"
+            raise ConfigError("shares of a quota must be 0 or more, and one of them above 0", got=got, fix=fix)
+
+
 class EvaluationConfig(Config, frozen=True, kw_only=True):
     """What is measured, and on whom."""
 
@@ -85,6 +131,8 @@ class EvaluationConfig(Config, frozen=True, kw_only=True):
     """Users per block."""
     item_chunk: int = 65_536
     """Items scored at once."""
+    merge: MergeConfig = MergeConfig()
+    """How each user's list is made of the lists of its interests; the default is what ``recommend`` does by default."""
     users: int = 0
     """Most users (a fixed sample by seed); 0 takes all."""
     bootstrap: int = 1000

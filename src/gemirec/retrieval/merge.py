@@ -124,7 +124,7 @@ def merge(
             fix="give category_I and diversity, or choose max",
         )
     merged = _in_order(id_BX, score_BX, entry_BX, places, max(n, id_BX.shape[1]))
-    return _diversify(merged, n, category_I, diversity)
+    return diversify(merged, n, category_I, diversity)
 
 
 def equal_quota(n: int, mask_BK: Tensor) -> Tensor:
@@ -139,8 +139,41 @@ def equal_quota(n: int, mask_BK: Tensor) -> Tensor:
     return (n // existing_B1 + extra_BK) * mask_BK
 
 
-def _diversify(merged: Merged, n: int, category_I: Tensor, diversity: float) -> Merged:
-    """Return the ``n`` items that ComiRec's greedy rule takes from a full list, in its order.
+def shared_quota(n: int, share_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """Divide ``n`` places in proportion to shares: the whole parts first, the rest to the largest remainders.
+
+    Args:
+        n: Places.
+        share_BK: ``[B, K]`` shares; below 0 counts as 0.
+        mask_BK: ``[B, K]`` bool, false for interests that do not exist: theirs go to the others. A user of whose
+            interests none has a share divides equally.
+
+    Returns:
+        ``[B, K]`` int64, each row summing to ``n`` where an interest exists; of equal remainders the lowest interest
+        comes first, so that equal shares are :func:`equal_quota`.
+
+    Example:
+        >>> shared_quota(5, torch.tensor([[2.0, 1.0, 1.0]]), torch.tensor([[True, True, False]]))
+        tensor([[3, 2, 0]])
+    """
+    share_BK = share_BK.to(torch.float64).clamp(min=0) * mask_BK
+    share_BK = torch.where(share_BK.sum(dim=1, keepdim=True) > 0, share_BK, mask_BK.to(torch.float64))
+    wanted_BK = n * share_BK / share_BK.sum(dim=1, keepdim=True).clamp(min=1e-300)
+    whole_BK = wanted_BK.floor()
+    order_BK = torch.where(mask_BK, wanted_BK - whole_BK, -1.0).argsort(dim=1, descending=True, stable=True)
+    left_B1 = n - whole_BK.sum(dim=1, keepdim=True)
+    extra_BK = torch.arange(mask_BK.shape[1], device=mask_BK.device) < left_B1
+    return (whole_BK + torch.zeros_like(whole_BK).scatter_(1, order_BK, extra_BK.to(torch.float64))).long() * mask_BK
+
+
+def diversify(merged: Merged, n: int, category_I: Tensor, diversity: float) -> Merged:
+    """Return the ``n`` items that ComiRec's greedy rule takes from a list, in its order.
+
+    Args:
+        merged: The candidates, as :func:`merge` orders them under ``max``; ``n`` or more places.
+        n: Items to take.
+        category_I: As in :func:`merge`.
+        diversity: As in :func:`merge`.
 
     Within a category the greedy rule takes items by score, so an item's penalty is known beforehand: lambda times its
     place in its category. Then every category is a descending list, and taking the best head of all lists, again and

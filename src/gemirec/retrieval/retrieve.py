@@ -1,6 +1,7 @@
 """From interests to items: the one path that evaluation, recommendation and the server share.
 
-Axes: B users, K interests, D embedding, R places of one interest's list, N places of the merged list, E seen items.
+Axes: B users, K interests, D embedding, R places of one interest's list, N places of the merged list, E seen items,
+I items of the catalogue (entry 0 is padding).
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gemirec.errors import DataError
-from gemirec.retrieval.merge import Merged, MergeKind, merge
+from gemirec.config import MergeConfig
+from gemirec.errors import ConfigError, DataError
+from gemirec.retrieval.merge import Merged, diversify, equal_quota, shared_quota
+from gemirec.retrieval.merge import merge as merge_lists
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +30,14 @@ def retrieve(
     seen_E: Tensor | None = None,
     seen_offset_B1: Tensor | None = None,
     allow_ids: Tensor | None = None,
-    kind: MergeKind = "max",
+    merge: MergeConfig | None = None,
+    category_I: Tensor | None = None,
     item_chunk: int = 2**20,
 ) -> Merged:
     """Return each user's ``n`` best items over all interests.
 
-    Every existing interest is searched for ``n`` items, so that the merged list is exact; ``n`` items
-    leave, whatever K.
+    Every existing interest is searched for ``n`` items (:func:`searched`), so that the merged list is exact; ``n``
+    items leave, whatever K.
 
     Args:
         interests: What the model says of B users.
@@ -43,11 +47,13 @@ def retrieve(
         seen_offset_B1: ``[B + 1]`` int64, start of each user's part of ``seen_E``.
         allow_ids: The only items that may be returned; ``None`` for all. To use one selection often, give
             ``index.restrict(allow_ids)`` as the index instead.
-        kind: How the lists are merged.
+        merge: How the lists are merged; ``None`` takes each item's best score.
+        category_I: ``[I]`` integer category of every item, 0 for none; ``diverse`` needs it.
         item_chunk: Most items scored at once.
 
     Raises:
         DataError: An interest vector that exists is not finite.
+        ConfigError: The merge needs categories or weights that are not there, or names too many interests.
 
     Example:
         >>> from gemirec.models.base import Interests
@@ -57,16 +63,93 @@ def retrieve(
         >>> merged = retrieve(two, index, 2)
         >>> merged.id_BN.tolist(), merged.interest_BN.tolist()
         ([[1, 2]], [[0, 1]])
+        >>> retrieve(two, index, 1, merge=MergeConfig(kind="quota", quota=(0, 1))).id_BN.tolist()
+        [[2]]
     """
+    how = merge or MergeConfig()
     id_BKR, score_BKR = retrieve_lists(
         interests,
         index if allow_ids is None else index.restrict(allow_ids),
-        n,
+        searched(how, n),
         seen_E=seen_E,
         seen_offset_B1=seen_offset_B1,
         item_chunk=item_chunk,
     )
-    return merge(id_BKR, score_BKR, n, mask_BK=interests.mask_BK.to(id_BKR.device), kind=kind)
+    return merged_as(how, interests, id_BKR, score_BKR, n, category_I)
+
+
+def searched(how: MergeConfig, n: int) -> int:
+    """Return how many items of each interest a merged list of ``n`` is made of.
+
+    Example:
+        >>> searched(MergeConfig(), 50), searched(MergeConfig(kind="diverse", pool=4), 50)
+        (50, 200)
+    """
+    return n * how.pool if how.kind == "diverse" else n
+
+
+def merged_as(
+    how: MergeConfig,
+    interests: Interests,
+    id_BKR: Tensor,
+    score_BKR: Tensor,
+    n: int,
+    category_I: Tensor | None = None,
+    best: Merged | None = None,
+) -> Merged:
+    """Merge the lists of interests as they are merged at serving.
+
+    Args:
+        how: How.
+        interests: The interests of B users.
+        id_BKR: ``[B, K, R]`` their lists, best first; what lies behind :func:`searched` places is not read.
+        score_BKR: ``[B, K, R]`` scores.
+        n: Length of the merged lists.
+        category_I: ``[I]`` category of every item, for ``diverse``.
+        best: The lists merged by best score, if at hand, with as many places as are searched.
+
+    Raises:
+        ConfigError: The merge needs categories or weights that are not there, or names too many interests.
+    """
+    places, mask_BK = searched(how, n), interests.mask_BK.to(id_BKR.device)
+    id_BKR, score_BKR = id_BKR[:, :, :places], score_BKR[:, :, :places]
+    if how.kind == "quota":
+        quota_BK = _quota(how, interests, n).to(id_BKR.device)
+        return merge_lists(id_BKR, score_BKR, n, mask_BK=mask_BK, kind="quota", quota_BK=quota_BK)
+    best = best.first(places) if best is not None else merge_lists(id_BKR, score_BKR, places, mask_BK=mask_BK)
+    if how.kind == "max":
+        return best
+    if category_I is None:
+        raise ConfigError(
+            "diverse lists need the items' categories, and the data have none",
+            got=f"merge.kind {how.kind}",
+            fix="prepare the log with an item table that has a category column, or choose max or quota",
+        )
+    return diversify(best, n, category_I, how.diversity)
+
+
+def _quota(how: MergeConfig, interests: Interests, n: int) -> Tensor:
+    """Return ``[B, K]`` the places of each interest."""
+    mask_BK = interests.mask_BK
+    if how.quota == "equal":
+        return equal_quota(n, mask_BK)
+    if how.quota == "weight":
+        if interests.weight_BK is None:
+            raise ConfigError(
+                "a quota by weight needs a model that weighs its interests",
+                got="a model without weights",
+                fix="choose quota equal or shares, or a model with weights: gemirec, mima, composed with calibrated",
+            )
+        return shared_quota(n, interests.weight_BK, mask_BK)
+    count = mask_BK.shape[1]
+    if len(how.quota) > count:
+        raise ConfigError(
+            "a quota names more interests than the model has",
+            got=f"{len(how.quota)} shares, {count} interests",
+            fix=f"give at most {count} shares, or choose quota equal",
+        )
+    share_K = torch.tensor([*how.quota, *[0.0] * (count - len(how.quota))], device=mask_BK.device)
+    return shared_quota(n, share_K.expand(mask_BK.shape), mask_BK)
 
 
 def retrieve_lists(
