@@ -6,11 +6,13 @@ Layout::
     model.safetensors     the model's parameters and buffers
     items.parquet         the caller's item ids and whatever the item table held; row r is item index r + 1
     histories.parquet     optional: user_id, items (indices, oldest first), categorical, numeric
+    new_items.*           optional: items without interactions (:mod:`gemirec.recommender.new_items`)
     README.md             the same facts for a reader
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +36,13 @@ from gemirec.data.dataset import FeatureInfo, data_spec
 from gemirec.data.writer import write_table
 from gemirec.errors import ArtifactError
 from gemirec.recommender.histories import history_lengths
+from gemirec.recommender.new_items import write_new_items
 from gemirec.training.run_folder import versions
 
 if TYPE_CHECKING:
     from gemirec.data.dataset import Dataset
     from gemirec.models.base import RetrievalModel
+    from gemirec.retrieval.cold_start import ColdItems
 
 HISTORY_BLOCK = 65_536
 """Users per row group of ``histories.parquet``."""
@@ -68,6 +72,8 @@ class ArtifactInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Metrics of the last evaluation, if there was one."""
     history_events: int | None = 0
     """Events kept per user in ``histories.parquet``: 0 none, ``None`` all."""
+    new_items: list[dict[str, Any]] = []
+    """Items that got their vectors from side features, call by call: how many, configuration, fingerprint."""
     versions: dict[str, str] = {}
     files: dict[str, int] = {}
     """Bytes of each file, so that a cut copy is found on opening."""
@@ -81,6 +87,8 @@ def write_artifact(
     dataset: Dataset | None,
     *,
     overwrite: bool,
+    cold: ColdItems | None = None,
+    histories: Path | None = None,
 ) -> None:
     """Write the folder, whole or not at all.
 
@@ -88,15 +96,22 @@ def write_artifact(
         path: Where.
         info: Content of ``artifact.json``; ``files`` and ``versions`` are filled in here.
         model: Whose parameters are saved.
-        items: The item table.
+        items: The item table, new items last.
         dataset: Where the histories are streamed from; ``None`` saves none.
         overwrite: Replace a folder that is there.
+        cold: Items without interactions, if there are any.
+        histories: A file of histories to copy, in place of ``dataset``.
     """
     with atomic_dir(path, overwrite=overwrite) as folder:
         save_tensors(folder / "model.safetensors", dict(model.state_dict()), {"model": info.model})
-        write_table(folder / "items.parquet", items)
+        write_table(folder / "items.parquet", items.head(info.num_items))
+        if cold is not None:
+            write_new_items(folder, items.slice(info.num_items), cold)
         if dataset is not None and info.history_events != 0:
             write_histories(folder / "histories.parquet", dataset, info.history_events)
+        elif histories is not None:
+            with translate_os_errors(histories):
+                shutil.copyfile(histories, folder / "histories.parquet")
         info = msgspec.structs.replace(info, versions=versions())
         (folder / "README.md").write_text(model_card(info), encoding="utf-8")
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
@@ -241,6 +256,7 @@ def model_card(info: ArtifactInfo) -> str:
         f"- data fingerprint: `{facts.get('fingerprint', '')}`",
         f"- profile: {info.training.get('profile', 'unknown')}; best step {info.training.get('best_step', 'unknown')}",
         f"- users without a known item get: {info.fallback}",
+        *(f"- items without interactions, by their side features: {call['items']:,}" for call in info.new_items),
         "",
         "```python",
         "from gemirec import Recommender",

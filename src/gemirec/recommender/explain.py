@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from torch.nn import functional as F
 
+from gemirec.data.batches import pad_histories
 from gemirec.retrieval.retrieve import retrieve_lists
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def explained(
     weight_XL = np.where(mask_BL[row_X], weight_BKL[row_X, interest_X], -1.0)
     best_XP = np.argsort(-weight_XL, axis=1, kind="stable")[:, :history_items]
     part_XP = np.take_along_axis(weight_XL, best_XP, axis=1)
-    forming_XP = np.where(part_XP >= 0, np.take_along_axis(histories.item_BL.numpy()[row_X], best_XP, axis=1), -1)
+    item_BL = pad_histories(asked.item_E, asked.offset_B1, searcher.model.max_length).numpy()  # not their stand-ins
+    forming_XP = np.where(part_XP >= 0, np.take_along_axis(item_BL[row_X], best_XP, axis=1), -1)
     parts = [row[row >= 0].tolist() for row in part_XP.astype(np.float64)]
     weight = [None] * len(row_X) if found.weight_BK is None else found.weight_BK.numpy()[mask_BK]
     table = pl.DataFrame(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import polars as pl
 
-from gemirec.config import EvaluationConfig, to_dict
+from gemirec.config import EvaluationConfig, from_dict, merge, to_dict
 from gemirec.data.dataset import Dataset
 from gemirec.errors import ConfigError, DataError
 from gemirec.recommender.artifact import ArtifactInfo, new_artifact_info, read_artifact, write_artifact
@@ -28,8 +28,10 @@ from gemirec.recommender.histories import (
     RawHistories,
     encode_raw,
 )
+from gemirec.recommender.new_items import add_items, read_new_items
 from gemirec.recommender.search import Searcher
 from gemirec.recommender.settings import Fallback, as_dataset, check_fallback, check_k, resolve
+from gemirec.retrieval.cold_start import ColdItems, ColdStartConfig
 
 if TYPE_CHECKING:
     from gemirec.data.prepare import PrepareConfig
@@ -54,6 +56,7 @@ class Recommender:
         items: Item table; row r is item index r + 1.
         histories: Where the histories of known users come from.
         dataset: The data it was trained on, if at hand.
+        cold: Items without interactions that have a vector (:meth:`with_new_items`).
 
     Example:
         A log of three columns in, recommendations for a history that was never seen out::
@@ -72,13 +75,15 @@ class Recommender:
         items: pl.DataFrame,
         histories: HistoryStore,
         dataset: Dataset | None = None,
+        cold: ColdItems | None = None,
     ) -> None:
         self.info = info
         self.model = model
         self.catalog = Catalog(items)
         self.dataset = dataset
         self._histories = histories
-        self._search = Searcher(model, self.catalog)
+        self.cold = cold
+        self._search = Searcher(model, self.catalog, cold)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._warned = False
         self._words: Words | None = None
@@ -275,6 +280,37 @@ class Recommender:
         self._warn_skipped(int((index == 0).sum()))
         return self._search.similar(index[index > 0], k)
 
+    def with_new_items(
+        self, items: Any, config: ColdStartConfig | None = None, *, known: Any = None, **settings: Any
+    ) -> Recommender:
+        """Return a recommender that also retrieves items without interactions, by their side features.
+
+        A ridge regression from features to vectors is learnt on the trained items
+        (:mod:`gemirec.retrieval.cold_start`). Everything else stays: the model, its items' vectors, the histories.
+        In a history a new item is read as the trained item most like it; :meth:`evaluate` measures the model on its
+        own items.
+
+        Args:
+            items: Path or table with ``item_id`` and side features: ``category`` and ``title``, or the columns that the
+                configuration names. An item that the log has without a training event may be among them.
+            config: Columns and strength; ``None`` takes the defaults.
+            known: Path or table with ``item_id`` and the same features of the trained items; ``None`` takes the item
+                table that was given to :meth:`fit` or ``prepare``.
+            **settings: Fields of :class:`~gemirec.retrieval.cold_start.ColdStartConfig`, laid over ``config``.
+
+        Raises:
+            ConfigError: A column is in one table alone, or the model learns no item vectors.
+            DataError: Ids are repeated or trained already, or the features cannot be used.
+        """
+        config = config or ColdStartConfig()
+        if settings:
+            config = from_dict(ColdStartConfig, merge(to_dict(config), settings), where="with_new_items")
+        added = add_items(self.model, self.catalog, items, config, known=known, before=self.cold)
+        info = msgspec.structs.replace(self.info, new_items=[*self.info.new_items, added.facts])
+        out = Recommender(info, self.model, added.items, self._histories, self.dataset, added.cold)
+        out._folder = self._folder
+        return out
+
     def evaluate(
         self,
         dataset: Dataset | None = None,
@@ -306,8 +342,6 @@ class Recommender:
         self._check_same_data(dataset)
         config = config or EvaluationConfig()
         if settings:
-            from gemirec.config import from_dict, merge
-
             config = from_dict(EvaluationConfig, merge(to_dict(config), settings), where="evaluate")
         result = evaluate(self.model, dataset, config, progress=progress)
         self.info = msgspec.structs.replace(self.info, metrics=dict(result.metrics))
@@ -334,7 +368,8 @@ class Recommender:
                 fix="copy the artifact's folder, or save with histories=False",
             )
         info = msgspec.structs.replace(self.info, history_events=keep)
-        write_artifact(Path(path), info, self.model, self.catalog.items, self.dataset, overwrite=overwrite)
+        items, cold = self.catalog.items, self.cold
+        write_artifact(Path(path), info, self.model, items, self.dataset, overwrite=overwrite, cold=cold)
         return Path(path)
 
     @classmethod
@@ -346,7 +381,8 @@ class Recommender:
         """
         folder = Path(path)
         info, model, items = read_artifact(folder)
-        return cls(info, model, items, ParquetHistories(folder / "histories.parquet"))
+        items, cold = read_new_items(folder, model, items) if info.new_items else (items, None)
+        return cls(info, model, items, ParquetHistories(folder / "histories.parquet"), cold=cold)
 
     def _encode(self, users: Ids | None, histories: RawHistories | None) -> Encoded:
         """Return the histories that are asked about."""

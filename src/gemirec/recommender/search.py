@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gemirec.models.base import Interests, RetrievalModel
     from gemirec.recommender.catalog import Catalog
     from gemirec.recommender.histories import Encoded
+    from gemirec.retrieval.cold_start import ColdItems
 
 BLOCK_USERS = 512
 """Most users searched at once."""
@@ -32,19 +33,25 @@ BLOCK_PLACES = 1_000_000
 class Searcher:
     """A model, its items and an exact index over them; the index is built when it is first needed."""
 
-    def __init__(self, model: RetrievalModel, catalog: Catalog) -> None:
+    def __init__(self, model: RetrievalModel, catalog: Catalog, cold: ColdItems | None = None) -> None:
         self.model = model
         self.catalog = catalog
+        self.cold = cold
         self._index: ExactIndex | None = None
-        self._cosine: ExactIndex | None = None
+        self._cosine: tuple[torch.Tensor, ExactIndex] | None = None
 
     @property
     def index(self) -> ExactIndex:
         """The item vectors as they are compared at serving."""
         if self._index is None:
-            with torch.no_grad():
-                self._index = ExactIndex(self.model.item_vectors())
+            self._index = ExactIndex(self.served())
         return self._index
+
+    def served(self) -> torch.Tensor:
+        """Return all item vectors as they are compared at serving, padding row and new items included."""
+        with torch.no_grad():
+            item_ND = self.model.item_vectors()
+        return item_ND if self.cold is None else self.cold.served(item_ND)
 
     def block_users(self, k: int) -> int:
         """Return how many users to take at once for lists of ``k``."""
@@ -57,7 +64,8 @@ class Searcher:
 
     def windows(self, asked: Encoded) -> Histories:
         """Return the histories of these users as the model reads them; features that are not known are 0."""
-        item_BL = pad_histories(asked.item_E, asked.offset_B1, self.model.max_length)
+        item_E = asked.item_E if self.cold is None else self.cold.read(asked.item_E)
+        item_BL = pad_histories(item_E, asked.offset_B1, self.model.max_length)
         spec = self.model.spec
         categorical = asked.categorical_BF
         if categorical is None and spec.user_categorical_sizes:
@@ -174,13 +182,12 @@ class Searcher:
     def similar(self, item_Q: NDArray[np.int64], k: int) -> pl.DataFrame:
         """Return the table of :meth:`gemirec.recommender.face.Recommender.similar_items` for known items."""
         if self._cosine is None:
-            with torch.no_grad():
-                self._cosine = ExactIndex(torch.nn.functional.normalize(self.model.item_vectors(), dim=-1))
+            unit_ND = torch.nn.functional.normalize(self.served(), dim=-1)
+            self._cosine = unit_ND, ExactIndex(unit_ND)
+        unit_ND, index = self._cosine
         asked_Q = torch.from_numpy(item_Q)
-        with torch.no_grad():
-            query_QD = torch.nn.functional.normalize(self.model.item_vectors(asked_Q), dim=-1)
-        id_QR, score_QR = self._cosine.search(
-            query_QD,
+        id_QR, score_QR = index.search(
+            unit_ND[asked_Q],
             min(k, max(1, len(self.catalog) - 1)),
             exclude_E=asked_Q,
             exclude_offset_Q1=torch.arange(len(item_Q) + 1),

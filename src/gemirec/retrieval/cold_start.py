@@ -1,0 +1,250 @@
+"""Vectors for items without interactions: a ridge regression from side features to the trained items' vectors.
+
+A trained item has a vector e_i as it is served and side features x_i (:mod:`gemirec.retrieval.item_features`). With
+weights ``w_i = n_i / (n_i + half_count)`` for its n_i training events (0 at none: such a vector is still the random one
+that training began with) the closed form is::
+
+    B = (X' W X + strength I)^-1 X' W E        X, E less their weighted means x, e
+    e(new) = e + B' (x(new) - x)
+
+The mean is not penalised: an item of which nothing is known gets the mean vector. In a log with categories alone the
+vector of a category with n items lies n / (n + strength) of the way from the mean of all to the category's own mean
+(for equal categories and w = 1). Sums are taken block by block, so memory is that of a block and of F^2 numbers.
+
+A prediction is shorter than a trained vector, by as much as features leave open, and inner products would hide new
+items behind trained ones; so it is stretched to the length of trained vectors. A new item stands at the end of the
+served items. No model can read it in a history, because no model was trained on it: there its *stand-in* is read, the
+trained item with the largest cosine. Coordinates behind the model's own width (cells,
+:mod:`gemirec.components.cells`) are the stand-in's.
+
+The method is content-based cold start by linear maps (Gantner et al. 2010, "Learning attribute-to-feature mappings for
+cold-start recommendations", least squares in place of BPR).
+
+Axes: N items of the model (row 0 is padding), C new items, X items of a block, F features, D embedding, E events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import torch
+from msgspec import Meta
+from torch.nn import functional as F
+
+from gemirec.errors import ArtifactError, DataError
+from gemirec.retrieval.index import ExactIndex
+from gemirec.retrieval.item_features import ItemFeatureConfig, ItemFeatures, shared_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import polars as pl
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_BLOCK = 1024
+"""Items whose features are held at once."""
+
+
+class ColdStartConfig(ItemFeatureConfig, frozen=True, kw_only=True):
+    """How items without interactions get a vector."""
+
+    strength: Annotated[float, Meta(gt=0)] = 3.0
+    """Ridge penalty, in items: a category of so many items is believed half."""
+    half_count: Annotated[float, Meta(ge=0)] = 5.0
+    """Training events at which a trained item weighs half of one with many; 0 weighs all the same."""
+    length: Literal["mean", "features"] = "mean"
+    """Length of a new vector: the trained items' mean, or what the same regression says of their lengths. Equal where
+    the model normalises its vectors."""
+    existing: Literal["refuse", "skip"] = "refuse"
+    """What happens to items that the model was trained on: an error, or they keep their vector."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A linear map with an intercept.
+
+    Attributes:
+        weight_FD: float64.
+        mean_F: Weighted mean of the features that it was learnt from.
+        mean_D: Weighted mean of the targets.
+    """
+
+    weight_FD: NDArray[np.float64]
+    mean_F: NDArray[np.float64]
+    mean_D: NDArray[np.float64]
+
+    def __call__(self, x_XF: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return ``[X, D]`` predictions."""
+        predicted: NDArray[np.float64] = self.mean_D + (x_XF - self.mean_F) @ self.weight_FD
+        return predicted
+
+
+Block = tuple["NDArray[np.float64]", "NDArray[np.float64]", "NDArray[np.float64]"]
+
+
+def fit_ridge(blocks: Iterable[Block], strength: float) -> Ridge:
+    """Solve the weighted ridge regression of the module docstring.
+
+    Args:
+        blocks: ``([X, F] features, [X, D] targets, [X] weights)``, float64; weights not all 0.
+        strength: Penalty, above 0.
+
+    Example:
+        >>> x, y = np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([[0.0], [0.0], [1.0], [1.0]])
+        >>> fit_ridge([(x, y, np.ones(4))], strength=1.0)(np.array([[0.0], [1.0]])).tolist()
+        [[0.25], [0.75]]
+    """
+    total, x_F, y_D, xx_FF, xy_FD = 0.0, 0.0, 0.0, 0.0, 0.0  # type: Any, Any, Any, Any, Any
+    for x_XF, y_XD, w_X in blocks:
+        weighted_FX = (x_XF * w_X[:, None]).T
+        total += w_X.sum()
+        x_F, y_D = x_F + weighted_FX.sum(axis=1), y_D + w_X @ y_XD
+        xx_FF, xy_FD = xx_FF + weighted_FX @ x_XF, xy_FD + weighted_FX @ y_XD
+    mean_F, mean_D = x_F / total, y_D / total
+    gram_FF = xx_FF - np.outer(mean_F, x_F)
+    gram_FF[np.diag_indices_from(gram_FF)] += strength
+    return Ridge(np.linalg.solve(gram_FF, xy_FD - np.outer(mean_F, y_D)), mean_F, mean_D)
+
+
+@dataclass(frozen=True)
+class ColdItems:
+    """Items without interactions and what is served of them.
+
+    Attributes:
+        index_C: ``[C]`` int64 item indices, ascending: items behind the model's last one, or its own untrained ones.
+        vector_CD: ``[C, D]`` float32, as served.
+        stand_in_C: ``[C]`` int64, the trained item that is read in its place in a history.
+    """
+
+    index_C: Tensor
+    vector_CD: Tensor
+    stand_in_C: Tensor
+
+    def served(self, item_ND: Tensor) -> Tensor:
+        """Return the model's item vectors, padding row included, with these in their places."""
+        size = max(len(item_ND), int(self.index_C[-1]) + 1)
+        out_ND = item_ND.new_zeros(size, item_ND.shape[1])
+        out_ND[: len(item_ND)] = item_ND.detach()
+        out_ND[self.index_C] = self.vector_CD.to(item_ND)
+        return out_ND
+
+    def read(self, item_E: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return item indices as the model may read them: each of these items as its stand-in.
+
+        Example:
+            >>> cold = ColdItems(torch.tensor([4, 5]), torch.zeros(2, 8), torch.tensor([1, 3]))
+            >>> cold.read(np.array([5, 2, 4])).tolist()
+            [3, 2, 1]
+        """
+        index_C = self.index_C.numpy()
+        place_E = np.searchsorted(index_C, item_E).clip(max=len(index_C) - 1)
+        return np.where(index_C[place_E] == item_E, self.stand_in_C.numpy()[place_E], item_E)
+
+    def merged(self, newer: ColdItems) -> ColdItems:
+        """Return both; where an item is in both, as ``newer`` has it."""
+        keep_C = ~torch.isin(self.index_C, newer.index_C)
+        index_C, order_C = torch.cat([self.index_C[keep_C], newer.index_C]).sort()
+        vector_CD = torch.cat([self.vector_CD[keep_C], newer.vector_CD])[order_C]
+        return ColdItems(index_C, vector_CD, torch.cat([self.stand_in_C[keep_C], newer.stand_in_C])[order_C])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is written to a file."""
+        return {"index": self.index_C, "vector": self.vector_CD, "stand_in": self.stand_in_C}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], *, width: int, trained: int, items: int) -> ColdItems:
+        """Build from :meth:`tensors`, checked against a model of ``trained`` items and ``width``, ``items`` in all.
+
+        Raises:
+            ArtifactError: They do not fit.
+        """
+        try:
+            index_C, vector_CD, stand_in_C = (tensors[name] for name in ("index", "vector", "stand_in"))
+            fits = len(index_C) == len(vector_CD) == len(stand_in_C) > 0 and vector_CD.shape[1:] == (width,)
+            fits = fits and bool((index_C.diff() > 0).all()) and int(index_C[0]) > 0 and int(index_C[-1]) <= items
+            fits = fits and int((index_C > trained).sum()) == items - trained
+            fits = fits and int(stand_in_C.min()) > 0 and int(stand_in_C.max()) <= trained
+        except KeyError:
+            fits = False
+        if not fits:
+            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            raise ArtifactError(
+                "the new items do not fit the model",
+                got=f"{shapes} for {trained} items of width {width} and {items - trained} more",
+                fix="add them again to the artifact without them",
+            )
+        return cls(index_C, vector_CD.float(), stand_in_C)
+
+
+def cold_items(
+    item_ND: Tensor,
+    width: int,
+    known: pl.DataFrame,
+    count_N: NDArray[np.int64],
+    new: pl.DataFrame,
+    index_C: NDArray[np.int64],
+    config: ColdStartConfig,
+) -> ColdItems:
+    """Give new items a vector and a stand-in.
+
+    Args:
+        item_ND: ``[N + 1, D]`` float32, the model's item vectors as served.
+        width: Coordinates that are the vector itself; those behind are cells.
+        known: ``[N]`` rows, side features of the model's items.
+        count_N: ``[N + 1]`` training events of each.
+        new: ``[C]`` rows, side features of the new items.
+        index_C: ``[C]`` distinct item indices that they shall have.
+        config: How.
+
+    Raises:
+        ConfigError: A column is missing.
+        DataError: A column is of the wrong kind, no item was trained, or nothing is known of any new item.
+    """
+    trained = np.flatnonzero(count_N[1:] > 0)
+    if not len(trained):
+        raise DataError("no item has training events", got=f"{len(count_N) - 1} items", fix="train on another log")
+    columns = shared_columns(known, new, config)
+    learnt_from = known[trained]
+    features = ItemFeatures(learnt_from, columns, config)
+    x_CF = np.concatenate([features(new[at : at + _BLOCK]) for at in range(0, new.height, _BLOCK)])
+    if not x_CF.any():
+        names = [name for part in columns for name in part]
+        raise DataError(
+            "nothing that is said of the new items is said of a trained item too",
+            got=f"columns {', '.join(names)}, for example {new.select(names).head(1).to_dicts()}",
+            fix="give features in the words of the known items, or name other columns",
+        )
+    item_ND = item_ND.detach().cpu().float()
+    target_ND = item_ND[trained + 1, :width].double().numpy()
+    length_N = np.linalg.norm(target_ND, axis=1)
+    weight_N = count_N[trained + 1] / (count_N[trained + 1] + config.half_count)
+    both_N = np.column_stack([target_ND, length_N])
+    blocks = (slice(at, at + _BLOCK) for at in range(0, len(trained), _BLOCK))
+    ridge = fit_ridge(((features(learnt_from[part]), both_N[part], weight_N[part]) for part in blocks), config.strength)
+    predicted_CD = ridge(x_CF)
+    if config.length == "mean":
+        length_C = np.full(new.height, np.average(length_N, weights=weight_N))
+    else:
+        length_C = predicted_CD[:, -1].clip(length_N.min(), length_N.max())
+    direction_CD = F.normalize(torch.from_numpy(predicted_CD[:, :-1]), dim=1)
+    return _with_stand_ins(item_ND, width, trained + 1, direction_CD, torch.from_numpy(length_C), index_C)
+
+
+def _with_stand_ins(
+    item_ND: Tensor,
+    width: int,
+    trained: NDArray[np.int64],
+    direction_CD: Tensor,
+    length_C: Tensor,
+    index_C: NDArray[np.int64],
+) -> ColdItems:
+    """Find the stand-ins and put the vectors together, in the order of their indices."""
+    nearest = ExactIndex(F.normalize(item_ND[:, :width], dim=1)).restrict(torch.from_numpy(trained))
+    stand_in_C = nearest.search(direction_CD.float(), 1)[0][:, 0]
+    vector_CD = (direction_CD * length_C[:, None]).float()
+    vector_CD = torch.cat([vector_CD, item_ND[stand_in_C, width:]], dim=1)
+    sorted_C, order_C = torch.from_numpy(index_C).sort()
+    return ColdItems(sorted_C, vector_CD[order_C], stand_in_C[order_C])
