@@ -35,7 +35,7 @@ def searched(
     offset = torch.tensor([0, *np.cumsum([len(row) for row in seen])])
     flat = torch.tensor([item for row in seen for item in row], dtype=torch.int64)
     ids, scores = retrieve_lists(interests, index, n, seen_E=flat, seen_offset_B1=offset)
-    return Ranked(interests, ids, merge(ids, scores, n, mask_BK=mask_BK))
+    return Ranked(interests, ids, scores, merge(ids, scores, n, mask_BK=mask_BK))
 
 
 def measured(ranked: Ranked, item_ND: torch.Tensor, top_n: list[int]) -> dict[str, NDArray[np.float64]]:

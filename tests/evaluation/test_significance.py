@@ -7,7 +7,7 @@ import pytest
 
 from gemirec.errors import ConfigError
 from gemirec.evaluation import significance
-from gemirec.evaluation.significance import bootstrap_means, intervals, paired
+from gemirec.evaluation.significance import bootstrap_means, intervals, paired, paired_columns
 
 
 def test_spread_is_the_standard_error() -> None:
@@ -69,6 +69,18 @@ def test_no_difference_is_not_significant() -> None:
 def test_only_users_with_both_values_count() -> None:
     found = paired(np.array([1.0, np.nan, 3.0, 5.0]), np.array([0.0, 2.0, np.nan, 1.0]), resamples=20)
     assert (found.first, found.second, found.difference) == (3.0, 0.5, 2.5)
+
+
+def test_columns_together_are_columns_alone() -> None:
+    rng = np.random.default_rng(4)
+    first_UM, second_UM = rng.normal(size=(2, 300, 3))
+    first_UM[:100, 1] = np.nan
+    second_UM[:, 2] = np.nan
+    found = paired_columns(first_UM, second_UM, resamples=50)
+    assert found[2] is None
+    for m in (0, 1):
+        assert found[m] == paired(first_UM[:, m], second_UM[:, m], resamples=50)
+    assert paired_columns(np.empty((0, 2)), np.empty((0, 2))) == [None, None]
 
 
 def test_bad_arguments_are_refused() -> None:

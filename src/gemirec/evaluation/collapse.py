@@ -7,9 +7,9 @@ L2-normalised vectors (0 for a zero vector):
 ==================  ===================================================================================================
 ``amr@n``           mean over i in R of cos(i, q) of the best interest minus that of the second best. AMR-*like*: the
                     formula behind the published AMR@N is not known, so the two must never be compared
-``exclusive@n``     share of R that is in exactly one L_k
+``exclusive@n``     share of R that is in exactly one L_k (a diverse R can hold items that are in none)
 ``list_div@n``      1 - mean over pairs k < l of ``|L_k & L_l| / |L_k | L_l|``
-``win_share@n``     largest share of R that one interest won (gave the best score)
+``win_share@n``     largest share of R that one interest won (gave the best score; under a quota, the highest place)
 ``win_entropy@n``   entropy of the shares won, divided by log K: 1 equal, 0 all by one
 ``int_cos``         mean over pairs k < l of cos(q_k, q_l)
 ``effective_rank``  exp of the entropy of s / sum(s), s the singular values of the matrix of normalised interests: K for
@@ -61,9 +61,10 @@ def collapse(ranked: Ranked, item_ND: Tensor, norm_N: Tensor, top_n: Sequence[in
     merged, longest = ranked.merged.first(max(top_n)), max(top_n)
     unit_BKD = unit_interests(ranked.interests.vector_BKD.detach().float().cpu().numpy(), mask_BK)
     interest_BN, rank_BN = merged.interest_BN.cpu().numpy(), merged.rank_BN.cpu().numpy()
+    deepest = max(longest, int(rank_BN.max(initial=0)) + 1)  # diverse lists take items from behind place n
     found = {
         **_margins_of(merged.id_BN, unit_BKD, mask_BK, item_ND, norm_N, top_n),
-        **overlaps(ranked.id_BKR[:, :, :longest].cpu().numpy(), interest_BN, rank_BN, top_n),
+        **overlaps(ranked.id_BKR[:, :, :deepest].cpu().numpy(), interest_BN, rank_BN, top_n),
         **wins(interest_BN, mask_BK, top_n),
         **spread(unit_BKD, mask_BK),
     }
@@ -162,7 +163,7 @@ def overlaps(
     Args:
         id_BKR: ``[B, K, R]`` lists, unique in a row, missing places (below 1) at the end; all missing: absent interest.
         interest_BN: ``[B, N]`` interest that won each item of the merged list, -1 missing.
-        rank_BN: ``[B, N]`` place of the item in the winner's list.
+        rank_BN: ``[B, N]`` place of the item in the winner's list, below R.
         top_n: List lengths, none above R and N.
 
     Example:
@@ -172,6 +173,7 @@ def overlaps(
         ([0.5], [0.667])
     """
     users, interests, places = id_BKR.shape
+    all_ = interests * places
     row_P, first_P, other_P = _same_item(id_BKR.reshape(users, -1))
     deepest_P = np.maximum(first_P % places, other_P % places)
     pair_P = (row_P * interests + first_P // places) * interests + other_P // places
@@ -189,10 +191,12 @@ def overlaps(
         common_BC = shared_BKK[:, left, right]
         jaccard_BC = common_BC / np.maximum(size[:, left] + size[:, right] - common_BC, 1)
         out[f"list_div@{n}"] = 1.0 - _share(_sum_last(jaccard_BC * both_BC), both_BC.sum(axis=1))
-        shared_BX = np.zeros((users, interests * places), dtype=np.bool_)
-        shared_BX[row_P[inside_P], first_P[inside_P]] = True
-        shared_BX[row_P[inside_P], other_P[inside_P]] = True
-        alone_BN = present_BN[:, :n] & ~np.take_along_axis(shared_BX, entry_BN[:, :n], axis=1)
+        # in how many lists the item of an entry is: its own, and those of its pairs
+        within_P, beside_P = other_P % places < n, first_P % places < n
+        entry_Q = np.concatenate([(row_P * all_ + first_P)[within_P], (row_P * all_ + other_P)[beside_P]])
+        others_BX = np.bincount(entry_Q, minlength=users * all_).reshape(users, all_)
+        lists_BN = (rank_BN[:, :n] < n) + np.take_along_axis(others_BX, entry_BN[:, :n], axis=1)
+        alone_BN = present_BN[:, :n] & (lists_BN == 1)
         out[f"exclusive@{n}"] = _share(alone_BN.sum(axis=1), present_BN[:, :n].sum(axis=1))
     return out
 

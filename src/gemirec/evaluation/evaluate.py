@@ -1,8 +1,9 @@
 """Full-ranking evaluation: histories to interests to merged lists to metrics, in bounded memory.
 
-The lists come from :func:`gemirec.evaluation.ranking.rank_block`, by the search and the merge that serve. Every model
-returns the same number of items, whatever its K: the largest of ``top_n``. Each block is searched once; accuracy,
-collapse and evolution all come from those lists. Nothing of size users x items is ever held.
+The lists come from :mod:`gemirec.evaluation.ranking`, by the search and the merge that serve. Every model returns the
+same number of items, whatever its K: the largest of ``top_n``. Each block is searched once; accuracy, collapse and
+evolution all come from those lists. Merged by best score, a shorter list is the head of the longest; otherwise a list
+of each length is made, as it would be served. Nothing of size users x items is ever held.
 
 Axes: U users in all, D embedding, M metrics (``item_ND``: items, row 0 is padding).
 """
@@ -13,30 +14,28 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from gemirec.config import EvaluationConfig, to_dict
 from gemirec.data.batches import evaluation_batches
 from gemirec.errors import ConfigError, DataError
 from gemirec.evaluation.collapse import collapse, item_norms
-from gemirec.evaluation.ranking import catalogue, rank_block, serving
+from gemirec.evaluation.ranking import TIE_PLACES, catalogue, rank_block, served, serving
 from gemirec.evaluation.result import EvaluationResult, compare, surroundings
 from gemirec.evaluation.significance import check_confidence, intervals
 from gemirec.evaluation.table import BlockTable
 from gemirec.retrieval.index import ExactIndex
+from gemirec.retrieval.retrieve import searched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
     from numpy.typing import NDArray
 
     from gemirec.data.dataset import Dataset
     from gemirec.models.base import RetrievalModel
 
 __all__ = ["EvaluationResult", "compare", "evaluate"]
-
-TIE_PLACES = 8
-"""Places fetched behind the longest list, to see the items that tie with its last."""
 
 
 def evaluate(
@@ -65,13 +64,15 @@ def evaluate(
 
     Raises:
         DataError: The split is empty, the catalogues differ, or the model gives vectors that are not finite.
-        ConfigError: A setting is out of range.
+        ConfigError: A setting is out of range, or the merge does not fit the model or the data.
     """
     config = config or EvaluationConfig()
     top_n = _checked(config)
     users_U, available = _users(dataset, config)
     started = time.perf_counter()
     found = BlockTable(dataset, top_n)
+    lengths = [top_n] if config.merge.kind == "max" else [(n,) for n in top_n]
+    category_I = None if found.category_N is None else torch.as_tensor(found.category_N)
     with serving(model, device) as place:
         item_ND = catalogue(model, dataset)
         index, norm_N = ExactIndex(item_ND), item_norms(item_ND)
@@ -82,12 +83,13 @@ def evaluate(
                 model,
                 index,
                 windows,
-                top_n[-1] + TIE_PLACES,
+                searched(config.merge, top_n[-1]) + TIE_PLACES,
                 place,
                 exclude_seen=config.exclude_seen,
                 item_chunk=config.item_chunk,
             )
-            found.add(windows, ranked.merged, collapse(ranked, item_ND, norm_N, top_n))
+            made = [(part, served(ranked, part[-1], config.merge, category_I)) for part in lengths]
+            found.add(windows, [(part, lists, collapse(lists, item_ND, norm_N, part)) for part, lists in made])
             if progress is not None:
                 progress(found.users, len(users_U))
     seconds = time.perf_counter() - started

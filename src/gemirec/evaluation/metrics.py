@@ -81,13 +81,13 @@ def rank_targets(
 ) -> TargetRanks:
     """Find every target in its user's list, breaking ties against the targets.
 
-    Among items of equal score those that are not targets come first. Where the end of the list cuts such a group in
-    two, others of the group are out of sight: its targets count as missed. Give a few places more than the largest n,
-    so that this happens only to large groups.
+    Among items of equal score, wherever they stand, those that are not targets take the first of their places. Where
+    the end of the list cuts such a group in two, others of the group are out of sight: its targets count as missed.
+    Give a few places more than the largest n, so that this happens only to large groups.
 
     Args:
         id_BF: ``[B, F]`` item ids, unique in a row; below 1 is missing.
-        score_BF: ``[B, F]`` scores, descending.
+        score_BF: ``[B, F]`` scores; descending, unless the merge orders otherwise.
         target_E: ``[E]`` held-out items of row after row, in time order.
         target_offset_B1: ``[B + 1]`` start of each row's part of ``target_E``.
         complete: The lists hold every item there is: no group is cut.
@@ -130,20 +130,26 @@ def _against_targets(
     """Return the rank of every place once hits are moved behind the other items of their score."""
     places = id_BF.shape[1]
     rank_BF = np.tile(np.arange(places), (len(id_BF), 1))
-    tie_BF = np.zeros(id_BF.shape, dtype=np.bool_)  # tied with the place before
-    tie_BF[:, 1:] = (score_BF[:, 1:] == score_BF[:, :-1]) & (id_BF[:, 1:] > 0)
+    order_BF = np.argsort(np.where(id_BF > 0, -score_BF, np.inf), axis=1, kind="stable")  # brings equal ones together
+    sorted_BF = np.take_along_axis(score_BF, order_BF, axis=1)
+    tie_BF = np.zeros(id_BF.shape, dtype=np.bool_)  # tied with the one before
+    tie_BF[:, 1:] = (sorted_BF[:, 1:] == sorted_BF[:, :-1]) & (np.take_along_axis(id_BF, order_BF, axis=1)[:, 1:] > 0)
     touched = tie_BF | np.pad(tie_BF[:, 1:], ((0, 0), (0, 1)))
-    rows = np.flatnonzero((touched & hit_BF).any(axis=1))
+    sorted_hit_BF = np.take_along_axis(hit_BF, order_BF, axis=1)
+    rows = np.flatnonzero((touched & sorted_hit_BF).any(axis=1))
     if len(rows) == 0:
         return rank_BF
+    place_RF, hit_RF = order_BF[rows], sorted_hit_BF[rows]
     start_RF = np.maximum.accumulate(np.where(tie_BF[rows], 0, np.arange(places)), axis=1)
-    order_RF = np.argsort(2 * start_RF + hit_BF[rows], axis=1, kind="stable")
-    rank_RF = np.empty_like(order_RF)
-    np.put_along_axis(rank_RF, order_RF, np.arange(places), axis=1)
+    member_RF = np.argsort(2 * start_RF + hit_RF, axis=1, kind="stable")
+    rank_RF = np.empty_like(place_RF)
+    np.put_along_axis(rank_RF, np.take_along_axis(place_RF, member_RF, axis=1), place_RF, axis=1)
     if not complete:
         full_R = id_BF[rows, -1] > 0
-        cut_RF = touched[rows] & (start_RF == start_RF[:, -1:]) & full_R[:, None]
-        rank_RF[cut_RF & hit_BF[rows]] = MISS
+        last_R1 = start_RF[place_RF == places - 1][:, None]  # the group that the list's end cuts
+        cut_RF = touched[rows] & (start_RF == last_R1) & full_R[:, None] & hit_RF
+        row_C, column_C = np.nonzero(cut_RF)
+        rank_RF[row_C, place_RF[row_C, column_C]] = MISS
     rank_BF[rows] = rank_RF
     return rank_BF
 

@@ -1,7 +1,7 @@
 """From a block of users to ranked lists: what :mod:`~gemirec.evaluation.evaluate` and the planted scores share.
 
 Axes: B users of a block, L window length, K interests, D embedding, R places of one interest's list, N places of the
-merged list (``item_ND``: items, row 0 is padding).
+merged list, X candidates (``item_ND``: items, row 0 is padding; ``category_I``: likewise).
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import torch
 from gemirec.errors import DataError
 from gemirec.models.base import Histories
 from gemirec.retrieval.merge import Merged, merge
-from gemirec.retrieval.retrieve import retrieve_lists
+from gemirec.retrieval.retrieve import merged_as, retrieve_lists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
+    from gemirec.config import MergeConfig
     from gemirec.data.batches import EvalWindows
     from gemirec.data.dataset import Dataset
     from gemirec.models.base import Interests, RetrievalModel
     from gemirec.retrieval.index import ExactIndex
+
+TIE_PLACES = 8
+"""Places behind the longest list that are looked at, to see the items that tie with it."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,13 @@ class Ranked:
     Attributes:
         interests: What the model said of B users; interests that cannot be searched are masked out.
         id_BKR: ``[B, K, R]`` int64, the list of each interest; -1 for missing places and absent interests.
-        merged: The list of each user, N = R places.
+        score_BKR: ``[B, K, R]`` float32, their scores; -inf likewise.
+        merged: The list of each user: as :func:`rank_block` makes it by best score, N = R places.
     """
 
     interests: Interests
     id_BKR: Tensor
+    score_BKR: Tensor
     merged: Merged
 
 
@@ -100,7 +106,42 @@ def rank_block(
         seen_offset_B1=windows.seen_offset_B1.to(place) if exclude_seen else None,
         item_chunk=item_chunk,
     )
-    return Ranked(interests, id_BKR, merge(id_BKR, score_BKR, n, mask_BK=interests.mask_BK.to(id_BKR.device)))
+    merged = merge(id_BKR, score_BKR, n, mask_BK=interests.mask_BK.to(id_BKR.device))
+    return Ranked(interests, id_BKR, score_BKR, merged)
+
+
+def served(ranked: Ranked, n: int, how: MergeConfig, category_I: Tensor | None) -> Ranked:
+    """Return the block with the lists of ``n`` items that serving makes, and :data:`TIE_PLACES` others behind them.
+
+    Args:
+        ranked: The block, with at least :func:`~gemirec.retrieval.retrieve.searched` places and the tie places.
+        n: Length of the lists.
+        how: How they are merged.
+        category_I: ``[I]`` category of every item, for ``diverse``.
+
+    Raises:
+        ConfigError: The merge needs categories or weights that are not there, or names too many interests.
+    """
+    if how.kind == "max":
+        return replace(ranked, merged=ranked.merged.first(n + TIE_PLACES))
+    lists, mask_BK = (ranked.id_BKR, ranked.score_BKR), ranked.interests.mask_BK.to(ranked.id_BKR.device)
+    chosen = merged_as(how, ranked.interests, *lists, n, category_I, best=ranked.merged)
+    # under a quota any interest's items can be chosen, so that any can be tied with
+    others = ranked.merged if how.kind == "diverse" else merge(*lists, lists[0][0].numel(), mask_BK=mask_BK)
+    return replace(ranked, merged=_with_others(chosen, others))
+
+
+def _with_others(chosen: Merged, others: Merged) -> Merged:
+    """Put :data:`TIE_PLACES` of the others behind the chosen: those that tie with a chosen one first, best first."""
+    same_BXN = others.id_BN[:, :, None] == chosen.id_BN[:, None, :]
+    tied_BX = (others.score_BN[:, :, None] == chosen.score_BN[:, None, :]).any(dim=2)
+    out_BX = same_BXN.any(dim=2) | (others.id_BN < 0)
+    order_BX = (2 * out_BX.to(torch.int8) + (~tied_BX).to(torch.int8)).argsort(dim=1, stable=True)
+    ends = others.take(order_BX[:, :TIE_PLACES])
+    gone_BE = out_BX.gather(1, order_BX[:, :TIE_PLACES])
+    columns = ((chosen.id_BN, ends.id_BN, -1), (chosen.score_BN, ends.score_BN, float("-inf")))
+    columns += ((chosen.interest_BN, ends.interest_BN, -1), (chosen.rank_BN, ends.rank_BN, -1))
+    return Merged(*(torch.cat([own, more.masked_fill(gone_BE, missing)], dim=1) for own, more, missing in columns))
 
 
 def _readable(interests: Interests, histories: Histories) -> Interests:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gemirec.artifacts import FORMAT_VERSION, atomic_file, check_format, read_json, translate_os_errors, write_json
 from gemirec.errors import ArtifactError, ConfigError
-from gemirec.evaluation.significance import Difference, paired
+from gemirec.evaluation.significance import Difference, paired_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,15 +116,15 @@ def compare(
             got=f"{len(first.users)} and {len(second.users)} users, not the same",
             fix="evaluate both with the same evaluation.users and evaluation.seed",
         )
-    out = {}
-    for name, kind in first.users.schema.items():
-        if not kind.is_float() or name not in second.users.columns:
-            continue
-        first_U = first.users[name].fill_null(float("nan")).to_numpy()
-        second_U = second.users[name].fill_null(float("nan")).to_numpy()
-        if np.isfinite(first_U + second_U).any():
-            out[name] = paired(first_U, second_U, resamples=resamples, confidence=confidence, seed=seed)
-    return out
+    shared = [n for n, kind in first.users.schema.items() if kind.is_float() and n in second.users.columns]
+    if not shared:
+        return {}
+    first_UM, second_UM = (
+        np.stack([result.users[name].fill_null(float("nan")).to_numpy() for name in shared], axis=1)
+        for result in (first, second)
+    )
+    found = paired_columns(first_UM, second_UM, resamples=resamples, confidence=confidence, seed=seed)
+    return {name: gain for name, gain in zip(shared, found, strict=True) if gain is not None}
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

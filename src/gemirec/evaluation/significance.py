@@ -110,30 +110,58 @@ def paired(
         >>> paired(np.array([1.0, 0.5, 1.0]), np.array([0.5, 0.0, 0.5]), resamples=10).difference
         0.5
     """
+    columns = (first_U[:, None], second_U[:, None])
+    found = paired_columns(*columns, resamples=resamples, confidence=confidence, seed=seed)[0]
+    if found is None:
+        raise ConfigError("no user has a value for this metric", got="0 users", fix="compare another metric")
+    return found
+
+
+def paired_columns(
+    first_UM: NDArray[np.float64],
+    second_UM: NDArray[np.float64],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 1,
+) -> list[Difference | None]:
+    """Return :func:`paired` of every column; all columns share the draws. ``None`` where no user has both values.
+
+    Args:
+        first_UM: ``[U, M]`` metrics per user; NaN where one does not exist.
+        second_UM: ``[U, M]`` the same metrics of the same users under the other model.
+        resamples: Bootstrap resamples.
+        confidence: Coverage of the intervals.
+        seed: Seed of the resamples.
+
+    Raises:
+        ConfigError: The users differ in number, or an argument is out of range.
+    """
     check_confidence(confidence)
-    if len(first_U) != len(second_U) or resamples < 1:
+    if len(first_UM) != len(second_UM) or resamples < 1:
         raise ConfigError(
             "a paired comparison needs the same users twice and a resample",
-            got=f"{len(first_U)} and {len(second_U)} users, {resamples} resamples",
+            got=f"{len(first_UM)} and {len(second_UM)} users, {resamples} resamples",
             fix="evaluate both models on the same dataset, split and users",
         )
-    both = np.isfinite(first_U) & np.isfinite(second_U)
-    first_U, second_U = first_U[both], second_U[both]
-    if len(first_U) == 0:
-        raise ConfigError("no user has a value for this metric", got="0 users", fix="compare another metric")
-    mean_R = bootstrap_means((first_U - second_U)[:, None], resamples, seed)[:, 0]
+    if not first_UM.size:
+        return [None] * first_UM.shape[1]
+    gap_UM = first_UM - second_UM
+    both_UM = np.isfinite(gap_UM)
+    mean_RM = bootstrap_means(np.where(both_UM, gap_UM, np.nan), resamples, seed)
     tail = (1.0 - confidence) / 2
-    low, high = np.quantile(mean_R, [tail, 1 - tail])
-    beyond = min(int((mean_R <= 0).sum()), int((mean_R >= 0).sum()))
-    first, second = float(first_U.mean()), float(second_U.mean())
-    return Difference(
-        first=first,
-        second=second,
-        difference=float((first_U - second_U).mean()),
-        low=float(low),
-        high=float(high),
-        p_value=min(1.0, 2.0 * (beyond + 1) / (resamples + 1)),
-    )
+    out: list[Difference | None] = []
+    for m, both_U in enumerate(both_UM.T):
+        if not both_U.any():
+            out.append(None)
+            continue
+        mean_R = mean_RM[np.isfinite(mean_RM[:, m]), m]
+        low, high = np.quantile(mean_R, [tail, 1 - tail])
+        beyond = min(int((mean_R <= 0).sum()), int((mean_R >= 0).sum()))
+        first, second = float(first_UM[both_U, m].mean()), float(second_UM[both_U, m].mean())
+        p_value = min(1.0, 2.0 * (beyond + 1) / (len(mean_R) + 1))
+        out.append(Difference(first, second, float(gap_UM[both_U, m].mean()), float(low), float(high), p_value))
+    return out
 
 
 def check_confidence(confidence: float) -> None:

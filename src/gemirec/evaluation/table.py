@@ -15,7 +15,7 @@ from gemirec.evaluation.long_tail import group_recall, popularity_groups
 from gemirec.evaluation.metrics import accuracy, category_diversity, coverage, gini, rank_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import polars as pl
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gemirec.data.batches import EvalWindows
     from gemirec.data.dataset import Dataset
     from gemirec.evaluation.metrics import TargetRanks
-    from gemirec.retrieval.merge import Merged
+    from gemirec.evaluation.ranking import Ranked
 
 
 @dataclass
@@ -55,20 +55,33 @@ class BlockTable:
         for n in self.top_n:
             self.exposure[n] = np.zeros(self.dataset.num_items + 1, dtype=np.int64)
 
-    def add(self, windows: EvalWindows, merged: Merged, extra: Mapping[str, NDArray[np.float64]]) -> None:
-        """Measure one block; ``extra`` are ``[B]`` metrics measured elsewhere."""
-        id_BF, score_BF = merged.id_BN.cpu().numpy(), merged.score_BN.cpu().numpy()
+    def add(
+        self,
+        windows: EvalWindows,
+        parts: Sequence[tuple[tuple[int, ...], Ranked, Mapping[str, NDArray[np.float64]]]],
+    ) -> None:
+        """Measure one block.
+
+        Args:
+            windows: The block.
+            parts: List lengths with the lists that have them as their heads, and ``[B]`` metrics measured elsewhere;
+                together the lengths of the table, ascending. The last lists are shown.
+        """
         target_E, offset_B1 = windows.target_E.numpy(), windows.target_offset_B1.numpy()
-        complete = id_BF.shape[1] >= self.dataset.num_items
-        ranks = rank_targets(id_BF, score_BF, target_E, offset_B1, complete=complete)
-        found: dict[str, NDArray[Any]] = {**accuracy(ranks, self.top_n)}
-        for n in self.top_n:
-            shown = id_BF[:, :n]
-            self.exposure[n] += np.bincount(shown[shown > 0], minlength=self.dataset.num_items + 1)
-            if self.category_N is not None:
-                found[f"diversity@{n}"] = category_diversity(shown, self.category_N)
-        found |= group_recall(ranks, self.group_N, self.top_n)
-        found |= self._evolution(windows, ranks) | dict(extra)
+        found: dict[str, NDArray[Any]] = {}
+        for top_n, ranked, extra in parts:
+            merged = ranked.merged
+            id_BF, score_BF = merged.id_BN.cpu().numpy(), merged.score_BN.cpu().numpy()
+            complete = id_BF.shape[1] >= self.dataset.num_items
+            ranks = rank_targets(id_BF, score_BF, target_E, offset_B1, complete=complete)
+            found |= accuracy(ranks, top_n)
+            for n in top_n:
+                shown = id_BF[:, :n]
+                self.exposure[n] += np.bincount(shown[shown > 0], minlength=self.dataset.num_items + 1)
+                if self.category_N is not None:
+                    found[f"diversity@{n}"] = category_diversity(shown, self.category_N)
+            found |= group_recall(ranks, self.group_N, top_n)
+            found |= self._evolution(windows, ranks, top_n) | dict(extra)
         self.metric_names = list(found)
         last = self.top_n[-1]
         found["user"] = windows.user_B.numpy()
@@ -81,14 +94,17 @@ class BlockTable:
             self.blocks.setdefault(name, []).append(value)
         self.users += len(id_BF)
 
-    def _evolution(self, windows: EvalWindows, ranks: TargetRanks) -> dict[str, NDArray[np.float64]]:
+    def _evolution(
+        self, windows: EvalWindows, ranks: TargetRanks, top_n: tuple[int, ...]
+    ) -> dict[str, NDArray[np.float64]]:
         """Return ``cur@n`` of a block and count its hits; nothing without categories."""
         if self.category_N is None:
             return {}
         seen_E, seen_offset_B1 = windows.seen_E.numpy(), windows.seen_offset_B1.numpy()
-        new = new_category_recall(ranks, seen_E, seen_offset_B1, self.category_N, self.top_n)
-        self.new_users += int((new.targets_B > 0).sum())
-        self.new_targets += int(new.targets_B.sum())
+        new = new_category_recall(ranks, seen_E, seen_offset_B1, self.category_N, top_n)
+        if top_n[-1] == self.top_n[-1]:  # once for each block
+            self.new_users += int((new.targets_B > 0).sum())
+            self.new_targets += int(new.targets_B.sum())
         for n, hits_B in new.hits.items():
             self.new_hits[n] = self.new_hits.get(n, 0) + int(hits_B.sum())
         return new.recall()
