@@ -19,7 +19,7 @@ from gemirec.data.dataset import Dataset
 from gemirec.errors import ConfigError
 from gemirec.evaluation.result import EvaluationResult
 from gemirec.experiments.ablate_table import variant_row
-from gemirec.experiments.many_runs import check_seeds, earlier_report, measured
+from gemirec.experiments.many_runs import check_seeds, earlier_report, measured, told
 from gemirec.experiments.watch import Silent, Watcher
 from gemirec.models.catalog import build_model
 from gemirec.recommender.settings import resolve
@@ -172,7 +172,7 @@ class _Job:
         run = resolve(MODEL, profile, trained)
         training = {key: value for key, value in to_dict(run.training).items() if key != "seed"}
         same = {"dataset_fingerprint": data.fingerprint, "profile": profile, "model": run.model, "training": training}
-        plain = msgspec.json.decode(msgspec.json.encode({**same, "evaluation": to_dict(evaluation)}))
+        plain = msgspec.json.decode(msgspec.json.encode({**same, "evaluation": told(evaluation)}))
         job = cls(data, data.spec(), out, profile, names, tuple(dict.fromkeys(seeds)), trained, evaluation, plain)
         job._check_folder()
         return job

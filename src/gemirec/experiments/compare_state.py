@@ -26,7 +26,7 @@ from gemirec.experiments.compare_plan import (
 )
 from gemirec.experiments.compare_rows import costs, differences, long_table, measures
 from gemirec.experiments.compare_table import markdown
-from gemirec.experiments.many_runs import FACTS, check_seeds, cost, earlier_report
+from gemirec.experiments.many_runs import FACTS, check_seeds, cost, earlier_report, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -137,7 +137,7 @@ class Comparison:
 
     def scores(self, run: Run) -> Path:
         """Return the folder of a run's evaluation."""
-        return self.folder(run) / f"evaluation-{digest(to_dict(self.evaluation))}"
+        return self.folder(run) / f"evaluation-{digest(told(self.evaluation))}"
 
     def looked_at(self, run: Run) -> bool:
         """Return whether a run has the views that the report shows; only the first seed's runs have."""

@@ -94,9 +94,11 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know of the numbers: protocol, seeds, what is missing, surroundings."""
     asked, first = report["evaluation"], report["rows"][0]["about"] if report["rows"] else {}
     seen = "left out" if asked["exclude_seen"] else "kept"
+    how = asked.get("merge", {"kind": "max"})
+    merged = "" if how["kind"] == "max" else f" lists are merged by {', '.join(f'{k} {v}' for k, v in how.items())};"
     out = [
         f"{asked['split']} users; the whole catalogue is ranked; every model returns {report['top_n'][-1]} items in "
-        f"all; items of the history are {seen}; seeds {', '.join(map(str, report['seeds']))}.",
+        f"all;{merged} items of the history are {seen}; seeds {', '.join(map(str, report['seeds']))}.",
         f"Intervals and tests: bootstrap over users, {asked['bootstrap']} resamples, {asked['confidence']:.0%}; per "
         f"user a metric is the mean over seeds. Differences are paired, model minus {report['against']}, over the "
         "seeds that both have finished; p values are two-sided and not corrected for the number of tests.",

@@ -15,14 +15,15 @@ import msgspec
 import numpy as np
 import torch
 
+from gemirec.config import MergeConfig
 from gemirec.data.batches import evaluation_batches
 from gemirec.evaluation.collapse import unit_interests
-from gemirec.evaluation.evaluate import TIE_PLACES, evaluate
-from gemirec.evaluation.ranking import catalogue, rank_block, serving
+from gemirec.evaluation.evaluate import evaluate
+from gemirec.evaluation.ranking import TIE_PLACES, catalogue, rank_block, served, serving
 from gemirec.evaluation.table import BlockTable
 from gemirec.models.base import Histories, Interests, LossTerms, RetrievalModel, TrainBatch
 from gemirec.retrieval.index import ExactIndex
-from gemirec.retrieval.merge import merge
+from gemirec.retrieval.retrieve import searched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 USERS = 5000
 """Most users that a look is over: a fixed part of the split."""
-POOL = 4
-"""Candidates of the greedy aggregation, in lengths of the list."""
 STRENGTHS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """ComiRec's lambda, in units of the mean gap between a list's first and last score: models' own units differ."""
 
@@ -134,36 +133,29 @@ def trade_off(model: RetrievalModel, dataset: Dataset, config: EvaluationConfig)
 
     Returns:
         Per lambda ``strength`` (:data:`STRENGTHS`), ``lambda`` in the unit of the model's scores, ``recall@n``,
-        ``ndcg@n`` and ``diversity@n`` at the longest list. Nothing for data without categories.
+        ``ndcg@n`` and ``diversity@n`` at the longest list: what an evaluation with ``merge.kind=diverse`` and
+        ``merge.diversity=lambda`` measures. Nothing for data without categories.
 
     Reference:
-        ComiRec, arXiv 2005.09347, section 3.4. Difference: the candidates are the best :data:`POOL` x n items over all
-        interests, as many for every model, and not the K lists of n.
+        ComiRec, arXiv 2005.09347, section 3.4. Difference: the candidates are the best items over all interests, as
+        many for every model (``merge.pool`` lengths of the list), and not the K lists of n.
     """
     category_N = dataset.spec().category_N
     if category_N is None:
         return []
-    category_I, n = torch.as_tensor(category_N), max(config.top_n)
+    category_I, n, how = torch.as_tensor(category_N), max(config.top_n), MergeConfig(kind="diverse")
     tables = [BlockTable(dataset, (n,)) for _ in STRENGTHS]
     unit = 0.0
     with serving(model, None) as place:
-        index = ExactIndex(catalogue(model, dataset))
+        index, depth = ExactIndex(catalogue(model, dataset)), searched(how, n) + TIE_PLACES
         for windows in _windows(model, dataset, config):
             ranked = rank_block(
-                model, index, windows, POOL * n, place, exclude_seen=config.exclude_seen, item_chunk=config.item_chunk
+                model, index, windows, depth, place, exclude_seen=config.exclude_seen, item_chunk=config.item_chunk
             )
-            pool = ranked.merged
-            unit = unit or _gap(pool.score_BN[:, :n])
+            unit = unit or _gap(ranked.merged.score_BN[:, :n])
             for table, strength in zip(tables, STRENGTHS, strict=True):
-                merged = merge(
-                    pool.id_BN[:, None],
-                    pool.score_BN[:, None],
-                    n + TIE_PLACES,
-                    kind="diverse",
-                    category_I=category_I,
-                    diversity=strength * unit,
-                )
-                table.add(windows, merged, {})
+                stronger = msgspec.structs.replace(how, diversity=strength * unit)
+                table.add(windows, [((n,), served(ranked, n, stronger, category_I), {})])
     wanted = [f"{name}@{n}" for name in ("recall", "ndcg", "diversity")]
     rows = []
     for table, strength in zip(tables, STRENGTHS, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemirec.artifacts import read_json, translate_os_errors, write_json
 from gemirec.components.embedding import ItemTable
+from gemirec.config import MergeConfig, to_dict
 from gemirec.errors import ConfigError, StorageError
 from gemirec.evaluation.result import EvaluationResult
 from gemirec.recommender import Recommender
@@ -72,6 +73,18 @@ def earlier_report(out: Path, name: str) -> Any:
                 raise StorageError("the folder holds something else", got=out, fix="choose another folder")
             return None
     return read_json(file)
+
+
+def told(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """Return what an evaluation is told, by which earlier ones are known: the default merge goes without saying.
+
+    Example:
+        >>> from gemirec.config import EvaluationConfig
+        >>> "merge" in told(EvaluationConfig())
+        False
+    """
+    values = to_dict(evaluation)
+    return values if evaluation.merge != MergeConfig() else {k: v for k, v in values.items() if k != "merge"}
 
 
 def measured(

@@ -42,8 +42,9 @@ def evaluation_summary(result: Mapping[str, Any]) -> dict[str, Any]:
         rows.append({"metric": name, "value": value, "low": low, "high": high})
     settings = result["settings"]
     keys = ("dataset", "dataset_fingerprint", "split", "users", "users_in_split", "exclude_seen", "candidates", "seed")
+    merged = {f"merge.{key}": value for key, value in settings["merge"].items() if settings["merge"]["kind"] != "max"}
     rows += [{"metric": name, "value": value, "low": None, "high": None} for name, value in _planted(result)]
-    return {"model": result["model"], "metrics": rows, **{key: settings[key] for key in keys}}
+    return {"model": result["model"], "metrics": rows, **{key: settings[key] for key in keys}, **merged}
 
 
 def _planted(result: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
