@@ -19,6 +19,7 @@ VERBS = (
     "train",
     "evaluate",
     "recommend",
+    "extend",
     "compare",
     "cache",
     "probe",

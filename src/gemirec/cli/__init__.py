@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import gemirec
-from gemirec.cli import cache, compare, data, gemirec_verbs, machine, models, pictures
+from gemirec.cli import cache, compare, data, gemirec_verbs, machine, models, new_items, pictures
 from gemirec.cli.console import Verbs
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ def gemirec_command(
         gemirec evaluate   run/artifact data
         gemirec recommend  run/artifact --history 12,7,31 -k 5
 
+    Items that came after training, by their category, text or vector: gemirec extend.
+
     Models beside each other, with intervals and a report: gemirec compare.
 
     What a trained gemirec knows: gemirec probe, ablate, picture; its users' interests as a file: gemirec cache.
@@ -59,6 +61,7 @@ for verb in (
     models.train,
     models.evaluate,
     models.recommend,
+    new_items.extend,
     compare.compare,
     cache.cache,
     gemirec_verbs.probe,

@@ -12,9 +12,9 @@ vector of a category with n items lies n / (n + strength) of the way from the me
 (for equal categories and w = 1). Sums are taken block by block, so memory is that of a block and of F^2 numbers.
 
 A prediction is shorter than a trained vector, by as much as features leave open, and inner products would hide new
-items behind trained ones; so it is stretched to the length of trained vectors. A new item stands at the end of the
-served items. No model can read it in a history, because no model was trained on it: there its *stand-in* is read, the
-trained item with the largest cosine. Coordinates behind the model's own width (cells,
+items behind trained ones; so it is stretched to the length of trained vectors (``length``, ``boost``). A new item stands
+behind the model's last one. No model can read it in a history, because no model was trained on it: there its *stand-in*
+is read, the trained item with the largest cosine. Coordinates behind the model's own width (cells,
 :mod:`gemirec.components.cells`) are the stand-in's.
 
 The method is content-based cold start by linear maps (Gantner et al. 2010, "Learning attribute-to-feature mappings for
@@ -25,6 +25,7 @@ Axes: N items of the model (row 0 is padding), C new items, X items of a block, 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+logger = logging.getLogger("gemirec")
+
 _BLOCK = 1024
 """Items whose features are held at once."""
 
@@ -55,9 +58,11 @@ class ColdStartConfig(ItemFeatureConfig, frozen=True, kw_only=True):
     """Ridge penalty, in items: a category of so many items is believed half."""
     half_count: Annotated[float, Meta(ge=0)] = 5.0
     """Training events at which a trained item weighs half of one with many; 0 weighs all the same."""
-    length: Literal["mean", "features"] = "mean"
-    """Length of a new vector: the trained items' mean, or what the same regression says of their lengths. Equal where
+    length: Literal["features", "mean"] = "features"
+    """Length of a new vector: what the same regression says of the lengths, or the trained items' mean. Equal where
     the model normalises its vectors."""
+    boost: Annotated[float, Meta(gt=0)] = 1.0
+    """Factor on that length: below 1 new items are retrieved less, above 1 more, in place of trained ones."""
     existing: Literal["refuse", "skip"] = "refuse"
     """What happens to items that the model was trained on: an error, or they keep their vector."""
 
@@ -217,6 +222,9 @@ def cold_items(
             got=f"columns {', '.join(names)}, for example {new.select(names).head(1).to_dicts()}",
             fix="give features in the words of the known items, or name other columns",
         )
+    unknown = int((~x_CF.any(axis=1)).sum())
+    if unknown:
+        logger.warning("%d of %d new items share no feature with a trained item: they get the mean", unknown, len(x_CF))
     item_ND = item_ND.detach().cpu().float()
     target_ND = item_ND[trained + 1, :width].double().numpy()
     length_N = np.linalg.norm(target_ND, axis=1)
@@ -230,7 +238,8 @@ def cold_items(
     else:
         length_C = predicted_CD[:, -1].clip(length_N.min(), length_N.max())
     direction_CD = F.normalize(torch.from_numpy(predicted_CD[:, :-1]), dim=1)
-    return _with_stand_ins(item_ND, width, trained + 1, direction_CD, torch.from_numpy(length_C), index_C)
+    length_C = torch.from_numpy(config.boost * length_C)
+    return _with_stand_ins(item_ND, width, trained + 1, direction_CD, length_C, index_C)
 
 
 def _with_stand_ins(
