@@ -67,5 +67,5 @@ print(json.dumps([before == json.dumps(state()), len(names) > 30]))
 
 def test_public_names_resolve() -> None:
     assert (
-        fresh("import json, gemirec; print(json.dumps([hasattr(gemirec, n) for n in gemirec.__all__]))") == [True] * 4
+        fresh("import json, gemirec; print(json.dumps([hasattr(gemirec, n) for n in gemirec.__all__]))") == [True] * 5
     )

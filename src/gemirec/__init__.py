@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemirec.config import MergeConfig
     from gemirec.data.dataset import Dataset
     from gemirec.data.prepare import prepare
     from gemirec.recommender import Recommender
@@ -16,11 +17,12 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Dataset": "gemirec.data.dataset",
+    "MergeConfig": "gemirec.config",
     "Recommender": "gemirec.recommender",
     "prepare": "gemirec.data.prepare",
 }
 
-__all__ = ["Dataset", "Recommender", "__version__", "prepare"]
+__all__ = ["Dataset", "MergeConfig", "Recommender", "__version__", "prepare"]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,6 +76,8 @@ def evaluate(
     gemirec evaluate run/artifact data --truth log
 
     gemirec evaluate run/artifact data --set split=valid --set top_n=[10,20] --set exclude_seen=true --out scores
+
+    gemirec evaluate run/artifact data --set merge.kind=diverse --set merge.diversity=0.2
     """
     from gemirec.experiments.runs import evaluate_run
     from gemirec.experiments.summaries import evaluation_summary, layered
@@ -103,19 +105,34 @@ def recommend(
     allow: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text file: the only item ids to return, one per line.")
     ] = None,
+    merge: Annotated[
+        str, typer.Option(metavar="KIND", help="Lists of the interests to one: max (best score), diverse or quota.")
+    ] = "max",
+    diversity: Annotated[
+        float, typer.Option(help="With diverse: penalty for each earlier item of the category, in units of the scores.")
+    ] = 0.0,
+    pool: Annotated[int, typer.Option(help="With diverse: candidates, in lengths of the list.")] = 4,
+    quota: Annotated[
+        str, typer.Option(help="With quota: equal, weight (the model's own), or a share per interest: 2,1,1.")
+    ] = "equal",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file for the answer.")] = None,
     as_json: Json = False,
 ) -> None:
     """Recommend items to known users or to histories never seen.
 
     Items that the model does not know are skipped and counted (column skipped). A user without any known item gets
-    the artifact's fallback, by default the most popular items (column source).
+    the artifact's fallback, by default the most popular items (column source). What --merge makes of the interests'
+    lists, evaluate measures with --set merge.kind=KIND (merge.diversity, merge.pool, merge.quota).
 
         gemirec recommend run/artifact --user 17 --user 42 -k 10
 
         gemirec recommend run/artifact --history 12,7,31 --json
 
         gemirec recommend run/artifact --histories new_users.parquet --out answers.parquet
+
+        gemirec recommend run/artifact --user 17 --merge diverse --diversity 0.2
+
+        gemirec recommend run/artifact --user 17 --merge quota --quota 2,1,1
     """
     from gemirec.experiments.runs import recommend_run
 
@@ -127,6 +144,7 @@ def recommend(
         k=k,
         exclude_seen=exclude_seen,
         allow=allow,
+        merge={"kind": merge, "diversity": diversity, "pool": pool, "quota": quota},
         out=out,
     )
     emit({"recommendations": table.to_dicts()}, as_json)

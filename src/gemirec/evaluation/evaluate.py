@@ -25,7 +25,7 @@ from gemirec.evaluation.result import EvaluationResult, compare, surroundings
 from gemirec.evaluation.significance import check_confidence, intervals
 from gemirec.evaluation.table import BlockTable
 from gemirec.retrieval.index import ExactIndex
-from gemirec.retrieval.retrieve import searched
+from gemirec.retrieval.retrieve import check_categories, searched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +72,7 @@ def evaluate(
     started = time.perf_counter()
     found = BlockTable(dataset, top_n)
     lengths = [top_n] if config.merge.kind == "max" else [(n,) for n in top_n]
+    check_categories(config.merge, found.category_N)
     category_I = None if found.category_N is None else torch.as_tensor(found.category_N)
     with serving(model, device) as place:
         item_ND = catalogue(model, dataset)

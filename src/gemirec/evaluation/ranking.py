@@ -1,7 +1,7 @@
 """From a block of users to ranked lists: what :mod:`~gemirec.evaluation.evaluate` and the planted scores share.
 
 Axes: B users of a block, L window length, K interests, D embedding, R places of one interest's list, N places of the
-merged list, X candidates (``item_ND``: items, row 0 is padding; ``category_I``: likewise).
+merged list, E places behind it, X candidates (``item_ND``: items, row 0 is padding; ``category_I``: likewise).
 """
 
 from __future__ import annotations
@@ -139,9 +139,16 @@ def _with_others(chosen: Merged, others: Merged) -> Merged:
     order_BX = (2 * out_BX.to(torch.int8) + (~tied_BX).to(torch.int8)).argsort(dim=1, stable=True)
     ends = others.take(order_BX[:, :TIE_PLACES])
     gone_BE = out_BX.gather(1, order_BX[:, :TIE_PLACES])
-    columns = ((chosen.id_BN, ends.id_BN, -1), (chosen.score_BN, ends.score_BN, float("-inf")))
-    columns += ((chosen.interest_BN, ends.interest_BN, -1), (chosen.rank_BN, ends.rank_BN, -1))
-    return Merged(*(torch.cat([own, more.masked_fill(gone_BE, missing)], dim=1) for own, more, missing in columns))
+
+    def joined(own_BN: Tensor, more_BE: Tensor, missing: float) -> Tensor:
+        return torch.cat([own_BN, more_BE.masked_fill(gone_BE, missing)], dim=1)
+
+    return Merged(
+        joined(chosen.id_BN, ends.id_BN, -1),
+        joined(chosen.score_BN, ends.score_BN, float("-inf")),
+        joined(chosen.interest_BN, ends.interest_BN, -1),
+        joined(chosen.rank_BN, ends.rank_BN, -1),
+    )
 
 
 def _readable(interests: Interests, histories: Histories) -> Interests:

@@ -13,6 +13,7 @@ from gemirec.config import MergeConfig, to_dict
 from gemirec.errors import ConfigError, StorageError
 from gemirec.evaluation.result import EvaluationResult
 from gemirec.recommender import Recommender
+from gemirec.retrieval.retrieve import check_categories
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,7 +113,11 @@ def measured(
         evaluation: What is measured.
         scores: Where the evaluation is written; complete if ``evaluation.json`` is there.
         watcher: Shows progress.
+
+    Raises:
+        ConfigError: The data lack the categories that the evaluation's merge needs; before any training.
     """
+    check_categories(evaluation.merge, data.spec().category_N)
     if not (scores / "evaluation.json").is_file():
         if (folder / "artifact").is_dir() and (folder / FACTS).is_file():
             recommender = Recommender.from_pretrained(folder / "artifact")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from gemirec.artifacts import atomic_file
-from gemirec.config import EvaluationConfig, from_dict
+from gemirec.config import EvaluationConfig, MergeConfig, from_dict
 from gemirec.data.dataset import Dataset
 from gemirec.data.simulator import SimulatedLog
 from gemirec.data.writer import write_table
@@ -108,6 +108,7 @@ def recommend_run(
     k: int = 20,
     exclude_seen: bool = True,
     allow: Path | None = None,
+    merge: Mapping[str, Any] | None = None,
     out: Path | None = None,
 ) -> pl.DataFrame:
     """Recommend from an artifact.
@@ -120,11 +121,13 @@ def recommend_run(
         k: Items per user.
         exclude_seen: Leave out the items of the history.
         allow: Text file with one item id per line, the only items that may be returned.
+        merge: Fields of :class:`~gemirec.config.MergeConfig`; the shares of a quota may be text, ``2,1,1``.
         out: Parquet file for the answer.
 
     Raises:
-        ConfigError: Not exactly one of users, histories and history_file.
+        ConfigError: Not exactly one of users, histories and history_file; a merge that does not fit.
     """
+    how = from_dict(MergeConfig, _with_shares(merge or {}), where="the merge")
     given = [name for name, value in (("users", users), ("histories", histories), ("file", history_file)) if value]
     if len(given) != 1:
         raise ConfigError(
@@ -142,11 +145,23 @@ def recommend_run(
         k=k,
         exclude_seen=exclude_seen,
         allow=_read_lines(allow) if allow else None,
+        merge=how,
     )
     if out is not None:
         with atomic_file(out) as tmp:
             write_table(tmp, table)
     return table
+
+
+def _with_shares(merge: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a merge with the shares of ``2,1,1`` as numbers; a name stays a name."""
+    quota = merge.get("quota")
+    if not isinstance(quota, str):
+        return dict(merge)
+    try:
+        return {**merge, "quota": [float(part) for part in quota.split(",")]}
+    except ValueError:
+        return dict(merge)
 
 
 def _split_ids(text: str) -> list[str]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import polars as pl
 
-from gemirec.config import EvaluationConfig, from_dict, merge, to_dict
+from gemirec.config import EvaluationConfig, MergeConfig, from_dict, to_dict
+from gemirec.config import merge as layered
 from gemirec.data.dataset import Dataset
 from gemirec.errors import ConfigError, DataError
 from gemirec.recommender.artifact import ArtifactInfo, new_artifact_info, read_artifact, write_artifact
@@ -166,6 +167,7 @@ class Recommender:
         k: int = 20,
         exclude_seen: bool = True,
         allow: Ids | None = None,
+        merge: MergeConfig | None = None,
     ) -> pl.DataFrame:
         """Return the ``k`` best items of each user, over all of the user's interests.
 
@@ -180,19 +182,34 @@ class Recommender:
             k: Items per user, at least 1. More than the catalogue holds gives all items there are.
             exclude_seen: Leave out the items of the history. (``evaluate`` has its own switch, off by default.)
             allow: Ids of the only items that may be returned; unknown ones are skipped.
+            merge: How the lists of the interests become one: diverse categories, a quota for each interest
+                (:class:`~gemirec.config.MergeConfig`); ``None`` takes each item's best score.
+                ``evaluate(merge=...)`` measures the same lists.
 
         Returns:
             A table with ``user_id`` (the user's id, the label, or the row number), ``rank`` (from 1), ``item_id``,
             ``score`` (inner product; training events for the popularity fallback), ``interest`` (which interest
             won, from 0; null in a fallback), ``source`` (``model`` or the name of the fallback) and ``skipped``.
+
+        Raises:
+            ConfigError: The merge needs categories or weights that are not there, or names too many interests.
+            DataError: A user is not known, or histories or allow-list cannot be read.
+
+        Example:
+            Fewer items of one category, places for every interest, and what such lists are worth::
+
+                from gemirec import MergeConfig
+
+                recommender.recommend(users=[3], merge=MergeConfig(kind="diverse", diversity=0.2))
+                recommender.recommend(users=[3], merge=MergeConfig(kind="quota", quota=(2, 1, 1)))
+                recommender.evaluate(merge=MergeConfig(kind="quota")).metrics["recall@50"]
         """
         asked = self._encode(users, histories)
         check_k(k)
-        allow_ids = self.catalog.allowed(allow)
-        parts = [
-            self._search.ranked(block, k, exclude_seen=exclude_seen, allow=allow_ids, fallback=self.info.fallback)
-            for block in asked.blocks(self._search.block_users(k))
-        ]
+        how = merge or MergeConfig()
+        asks: dict[str, Any] = {"merge": how, "exclude_seen": exclude_seen, "allow": self.catalog.allowed(allow)}
+        blocks = asked.blocks(self._search.block_users(k, how))
+        parts = [self._search.ranked(block, k, **asks, fallback=self.info.fallback) for block in blocks]
         return pl.concat(parts) if parts else self._search.no_rows(asked.label)
 
     def interests(
@@ -304,7 +321,7 @@ class Recommender:
         """
         config = config or ColdStartConfig()
         if settings:
-            config = from_dict(ColdStartConfig, merge(to_dict(config), settings), where="with_new_items")
+            config = from_dict(ColdStartConfig, layered(to_dict(config), settings), where="with_new_items")
         added = add_items(self.model, self.catalog, items, config, known=known, before=self.cold)
         info = msgspec.structs.replace(self.info, new_items=[*self.info.new_items, added.facts])
         out = Recommender(info, self.model, added.items, self._histories, self.dataset, added.cold)
@@ -325,7 +342,8 @@ class Recommender:
             dataset: ``None`` takes the dataset of :meth:`fit`; after :meth:`from_pretrained` give it.
             config: What is measured; ``None`` takes the defaults.
             progress: Called with (users done, users in all).
-            **settings: Fields of :class:`~gemirec.config.EvaluationConfig`, laid over ``config``.
+            **settings: Fields of :class:`~gemirec.config.EvaluationConfig`, laid over ``config``:
+                ``split="valid"``, ``merge=MergeConfig(kind="quota")``.
 
         Raises:
             DataError: The dataset is not the one that the model was trained on.
@@ -342,7 +360,7 @@ class Recommender:
         self._check_same_data(dataset)
         config = config or EvaluationConfig()
         if settings:
-            config = from_dict(EvaluationConfig, merge(to_dict(config), settings), where="evaluate")
+            config = from_dict(EvaluationConfig, layered(to_dict(config), settings), where="evaluate")
         result = evaluate(self.model, dataset, config, progress=progress)
         self.info = msgspec.structs.replace(self.info, metrics=dict(result.metrics))
         return result

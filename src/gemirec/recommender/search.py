@@ -14,11 +14,12 @@ import torch
 from gemirec.data.batches import pad_histories
 from gemirec.models.base import Histories
 from gemirec.retrieval.index import ExactIndex
-from gemirec.retrieval.retrieve import retrieve, retrieve_lists
+from gemirec.retrieval.retrieve import retrieve, retrieve_lists, searched
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gemirec.config import MergeConfig
     from gemirec.models.base import Interests, RetrievalModel
     from gemirec.recommender.catalog import Catalog
     from gemirec.recommender.histories import Encoded
@@ -53,9 +54,18 @@ class Searcher:
             item_ND = self.model.item_vectors()
         return item_ND if self.cold is None else self.cold.served(item_ND)
 
-    def block_users(self, k: int) -> int:
+    @property
+    def categories(self) -> torch.Tensor | None:
+        """``[N + 1]`` category of every item, 0 unknown; ``None`` if the data had none."""
+        if "category_index" not in self.catalog.items.columns:
+            return None
+        known = self.catalog.items["category_index"].fill_null(0).to_numpy().astype(np.int64)
+        return torch.from_numpy(np.concatenate([[0], known]))
+
+    def block_users(self, k: int, merge: MergeConfig | None = None) -> int:
         """Return how many users to take at once for lists of ``k``."""
-        return max(1, min(BLOCK_USERS, BLOCK_PLACES // max(1, 4 * min(k, len(self.catalog)))))
+        k = min(k, len(self.catalog))
+        return max(1, min(BLOCK_USERS, BLOCK_PLACES // max(1, 4 * (searched(merge, k) if merge else k))))
 
     def users_interests(self, asked: Encoded) -> Interests:
         """Return what the model says of these users."""
@@ -80,7 +90,14 @@ class Searcher:
         )
 
     def ranked(
-        self, asked: Encoded, k: int, *, exclude_seen: bool, allow: NDArray[np.int64] | None, fallback: str
+        self,
+        asked: Encoded,
+        k: int,
+        *,
+        merge: MergeConfig,
+        exclude_seen: bool,
+        allow: NDArray[np.int64] | None,
+        fallback: str,
     ) -> pl.DataFrame:
         """Return the table of :meth:`gemirec.recommender.face.Recommender.recommend` for one block of users."""
         k = min(k, len(self.catalog))
@@ -96,6 +113,8 @@ class Searcher:
                 seen_E=torch.from_numpy(known.item_E) if exclude_seen else None,
                 seen_offset_B1=torch.from_numpy(known.offset_B1) if exclude_seen else None,
                 allow_ids=None if allow is None else torch.from_numpy(allow),
+                merge=merge,
+                category_I=self.categories if merge.kind == "diverse" else None,
             )
             id_BR[known_B] = found.id_BN.numpy()
             score_BR[known_B] = found.score_BN.numpy()

@@ -119,13 +119,23 @@ def merged_as(
     best = best.first(places) if best is not None else merge_lists(id_BKR, score_BKR, places, mask_BK=mask_BK)
     if how.kind == "max":
         return best
-    if category_I is None:
+    check_categories(how, category_I)
+    assert category_I is not None
+    return diversify(best, n, category_I, how.diversity)
+
+
+def check_categories(how: MergeConfig, categories: object) -> None:
+    """Raise if diverse lists are asked for and ``categories`` is ``None``.
+
+    Raises:
+        ConfigError: There are no categories.
+    """
+    if how.kind == "diverse" and categories is None:
         raise ConfigError(
             "diverse lists need the items' categories, and the data have none",
             got=f"merge.kind {how.kind}",
             fix="prepare the log with an item table that has a category column, or choose max or quota",
         )
-    return diversify(best, n, category_I, how.diversity)
 
 
 def _quota(how: MergeConfig, interests: Interests, n: int) -> Tensor:
