@@ -26,7 +26,7 @@ def extend(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Add items without interactions: they get vectors from their side features and are retrieved from then on.
+    r"""Add items without interactions: they get vectors from their side features and are retrieved from then on.
 
     What the features say of vectors is learnt from the trained items, in closed form; the model and its items stay as
     they are. Columns are category and title unless --set categories, texts or vectors names others; boost below 1 makes
@@ -34,9 +34,9 @@ def extend(
 
         gemirec extend run/artifact new_items.parquet --out extended
 
-        gemirec extend run/artifact new.csv --out extended --set categories=[brand,category] --set texts=[title,description]
+        gemirec extend run/artifact new.csv --out extended --set categories=[brand,category] --set texts=[title]
 
-        gemirec extend run/artifact all_items.parquet --known all_items.parquet --out extended \\
+        gemirec extend run/artifact all.parquet --known all.parquet --out extended \
             --set vectors=[embedding] --set existing=skip
     """
     from gemirec.experiments.new_items import extend_run

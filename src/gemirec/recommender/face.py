@@ -322,7 +322,8 @@ class Recommender:
         config = config or ColdStartConfig()
         if settings:
             config = from_dict(ColdStartConfig, layered(to_dict(config), settings), where="with_new_items")
-        added = add_items(self.model, self.catalog, items, config, known=known, before=self.cold)
+        category = self.info.dataset.get("prepare", {}).get("category", "category")
+        added = add_items(self.model, self.catalog, items, config, known=known, category=category, before=self.cold)
         info = msgspec.structs.replace(self.info, new_items=[*self.info.new_items, added.facts])
         out = Recommender(info, self.model, added.items, self._histories, self.dataset, added.cold)
         out._folder = self._folder

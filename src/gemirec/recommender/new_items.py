@@ -52,6 +52,7 @@ def add_items(
     config: ColdStartConfig,
     *,
     known: Any = None,
+    category: str | None = "category",
     before: ColdItems | None = None,
 ) -> Added:
     """Give the items of a table a vector from their side features.
@@ -64,6 +65,7 @@ def add_items(
         config: How.
         known: Path or table with ``item_id`` and the same features of the model's items; ``None`` takes what the
             model's own item table holds.
+        category: Column that the category indices of the item table come from.
         before: Items that were added before.
 
     Raises:
@@ -93,7 +95,7 @@ def add_items(
     fingerprint.add("vector", cold.vector_CD.numpy())
     facts = {"items": new.height, "config": to_dict(config), "fingerprint": fingerprint.hexdigest()}
     return Added(
-        pl.concat([catalog.items, _rows(behind, catalog.items)]),
+        pl.concat([catalog.items, _rows(behind, catalog.items, category)]),
         cold if before is None else before.merged(cold),
         facts,
     )
@@ -138,13 +140,21 @@ def _numbered(table: pl.DataFrame, catalog: Catalog, config: ColdStartConfig) ->
     return table, index_C
 
 
-def _rows(new: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Return rows as the item table has them: no counts, no category index, null where a column is not given."""
-    zero = {name: pl.lit(0) for name in ("count", "train_count", "category_index") if name in items.columns}
-    rows = new.with_columns(**zero)
-    return rows.select(
-        (pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype, strict=False).alias(name)
+def _rows(new: pl.DataFrame, items: pl.DataFrame, category: str | None) -> pl.DataFrame:
+    """Return rows as the item table has them: counts of 0, null where a column is not given."""
+    new = new.with_columns(count=pl.lit(0), train_count=pl.lit(0)).drop("category_index", strict=False)
+    rows = new.select(
+        (pl.col(name) if name in new.columns else pl.lit(None)).cast(dtype, strict=False).alias(name)
         for name, dtype in items.schema.items()
+    )
+    if "category_index" not in rows.columns or category not in rows.columns:
+        return rows
+    code = items.select(category, code="category_index").drop_nulls().unique(category)
+    coded = rows.join(code, on=category, how="left", maintain_order="left").drop("category_index")
+    return (
+        coded.rename({"code": "category_index"})
+        .with_columns(pl.col("category_index").fill_null(0))
+        .select(items.columns)
     )
 
 

@@ -12,9 +12,9 @@ vector of a category with n items lies n / (n + strength) of the way from the me
 (for equal categories and w = 1). Sums are taken block by block, so memory is that of a block and of F^2 numbers.
 
 A prediction is shorter than a trained vector, by as much as features leave open, and inner products would hide new
-items behind trained ones; so it is stretched to the length of trained vectors (``length``, ``boost``). A new item stands
-behind the model's last one. No model can read it in a history, because no model was trained on it: there its *stand-in*
-is read, the trained item with the largest cosine. Coordinates behind the model's own width (cells,
+items behind trained ones; so it is stretched to the length of trained vectors (``length``, ``boost``). A new item
+stands behind the model's last one. No model can read it in a history, because no model was trained on it: there its
+*stand-in* is read, the trained item with the largest cosine. Coordinates behind the model's own width (cells,
 :mod:`gemirec.components.cells`) are the stand-in's.
 
 The method is content-based cold start by linear maps (Gantner et al. 2010, "Learning attribute-to-feature mappings for
