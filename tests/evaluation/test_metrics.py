@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -84,6 +84,33 @@ def test_accuracy_equals_a_plain_loop(
         for n in top_n:
             for name, value in brute(seen, wanted, n).items():
                 assert found[name][row] == pytest.approx(value, abs=1e-12), (name, row)
+
+
+@settings(max_examples=200, deadline=None)
+@given(users(), st.booleans(), st.randoms(use_true_random=False))
+def test_equal_scores_apart_in_the_list_exchange_their_places(
+    case: tuple[list[list[int]], list[list[float]], list[list[int]], int], complete: bool, random: Any
+) -> None:
+    """Lists that are not in the order of their scores: of each score's places the targets get the last."""
+    lists, scores, targets, places = case
+    for listed, values in zip(lists, scores, strict=True):
+        size = sum(item > 0 for item in listed)
+        values[:size] = random.sample(values[:size], size)
+    ranks = rank_targets(np.array(lists), np.array(scores), *ragged(targets), complete=complete)
+    for row, (listed, values, wanted) in enumerate(zip(lists, scores, targets, strict=True)):
+        size = sum(item > 0 for item in listed)
+        expected = dict.fromkeys(wanted, MISS)
+        for score in set(values[:size]):
+            group = [place for place in range(size) if values[place] == score]
+            order = sorted(group, key=lambda place: (listed[place] in wanted, place))
+            cut = not complete and size == places and len(group) > 1 and group[-1] == places - 1
+            expected |= {
+                listed[member]: MISS if cut else place
+                for place, member in zip(group, order, strict=True)
+                if listed[member] in wanted
+            }
+        mine = ranks.user_T == row
+        assert dict(zip(ranks.item_T[mine].tolist(), ranks.rank_T[mine].tolist(), strict=True)) == expected
 
 
 def test_without_ties_the_order_is_the_list() -> None:

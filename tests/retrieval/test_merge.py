@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemirec.errors import ConfigError, DataError
-from gemirec.retrieval.merge import Merged, MergeKind, equal_quota, merge
+from gemirec.retrieval.merge import Merged, MergeKind, equal_quota, merge, shared_quota
 
 
 def brute(
@@ -141,6 +141,23 @@ def test_equal_quotas_are_equal_and_spend_all(n: int, mask: list[bool]) -> None:
     given_ = quota[torch.tensor(mask)]
     assert quota.sum() == (n if any(mask) else 0)
     assert not len(given_) or given_.max() - given_.min() <= 1
+
+
+@given(st.integers(1, 60), st.lists(st.tuples(st.integers(-1, 9), st.booleans()), min_size=1, max_size=6))
+def test_shared_quotas_are_the_largest_remainders(n: int, interests: list[tuple[int, bool]]) -> None:
+    share, mask = [max(0, s) if m else 0 for s, m in interests], [m for _, m in interests]
+    quota = shared_quota(n, torch.tensor([[s for s, _ in interests]]), torch.tensor([mask]))[0].tolist()
+    if sum(share) == 0:  # nobody has a share: all that exist have the same
+        share = [int(m) for m in mask]
+    total = max(sum(share), 1)
+    places = [n * s // total for s in share]
+    rest = sorted(range(len(share)), key=lambda k: -(n * share[k] % total))  # stable: the lowest of equal ones
+    for k in rest[: n - sum(places) if any(mask) else 0]:
+        places[k] += 1
+    assert quota == places
+    assert sum(quota) == (n if any(mask) else 0)
+    equal = shared_quota(n, torch.ones(1, len(mask)), torch.tensor([mask]))
+    assert torch.equal(equal, equal_quota(n, torch.tensor([mask])))
 
 
 def test_an_item_with_two_scores_is_kept_once() -> None:

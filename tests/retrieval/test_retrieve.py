@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gemirec.errors import DataError
+from gemirec.config import MergeConfig
+from gemirec.errors import ConfigError, DataError
 from gemirec.models.base import Interests
 from gemirec.retrieval.index import ExactIndex
 from gemirec.retrieval.retrieve import retrieve, retrieve_lists
@@ -89,3 +90,73 @@ def test_nobody_has_an_interest() -> None:
     interests, item_ND = case(4)
     merged = retrieve(Interests(interests.vector_BKD, torch.zeros_like(interests.mask_BK)), ExactIndex(item_ND), 3)
     assert (merged.id_BN == -1).all()
+
+
+@pytest.mark.parametrize(("pool", "diversity"), [(1, 2.0), (2, 0.0), (3, 1.5), (9, 40.0)])
+def test_diverse_lists_are_greedy_over_the_best_of_the_pool(pool: int, diversity: float) -> None:
+    interests, item_ND = case(4)
+    category_I = torch.arange(71) % 4  # every fourth item has none
+    index, how = ExactIndex(item_ND), MergeConfig(kind="diverse", diversity=diversity, pool=pool)
+    merged = retrieve(interests, index, 10, merge=how, category_I=category_I)
+    best = retrieve(interests, index, 10 * pool)
+    for user in range(11):
+        left = [
+            pair for pair in zip(best.id_BN[user].tolist(), best.score_BN[user].tolist(), strict=True) if pair[0] > 0
+        ]
+        taken: list[int] = []
+        while left and len(taken) < 10:
+            counts = [sum(int(category_I[item]) == c for item in taken) if c else 0 for c in range(4)]
+            choice = max(left, key=lambda pair: pair[1] - diversity * counts[int(category_I[pair[0]])])
+            left.remove(choice)
+            taken.append(choice[0])
+        assert merged.id_BN[user].tolist() == taken
+        score_KN = interests.vector_BKD[user].numpy() @ item_ND.numpy().T
+        score_KN[~interests.mask_BK[user].numpy()] = -np.inf
+        assert merged.interest_BN[user].tolist() == [int(score_KN[:, i].argmax()) for i in taken]
+
+
+def test_quotas_are_equal_shared_or_weighted() -> None:
+    """Four interests on four axes, items of one axis each: the interests' places can be counted."""
+    item_ND = torch.cat([torch.zeros(1, 4), torch.eye(4).repeat_interleave(20, 0) * torch.arange(81, 1, -1)[:, None]])
+    mask_BK = torch.tensor([[True] * 4, [True, True, False, True]])
+    weight_BK = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.0, 9.0, 0.5]])
+    interests, index = Interests(torch.eye(4).expand(2, 4, 4), mask_BK, weight_BK), ExactIndex(item_ND)
+
+    def places(how: MergeConfig) -> list[list[int]]:
+        merged = retrieve(interests, index, 10, merge=how)
+        return [torch.bincount(row, minlength=4).tolist() for row in merged.interest_BN]
+
+    assert places(MergeConfig()) == [[10, 0, 0, 0], [10, 0, 0, 0]]
+    assert places(MergeConfig(kind="quota")) == [[3, 3, 2, 2], [4, 3, 0, 3]]
+    assert places(MergeConfig(kind="quota", quota="weight")) == [[1, 2, 3, 4], [5, 0, 0, 5]]
+    assert places(MergeConfig(kind="quota", quota=(2, 1, 1))) == [[5, 3, 2, 0], [7, 3, 0, 0]]
+    with pytest.raises(ConfigError, match=r"more interests than the model has\n  got: 5 shares, 4 interests"):
+        places(MergeConfig(kind="quota", quota=(1, 1, 1, 1, 1)))
+
+
+def test_a_merge_that_lacks_something_says_what() -> None:
+    interests, item_ND = case(5)
+    with pytest.raises(ConfigError, match="need the items' categories"):
+        retrieve(interests, ExactIndex(item_ND), 3, merge=MergeConfig(kind="diverse", diversity=1.0))
+    with pytest.raises(ConfigError, match="a model that weighs its interests"):
+        retrieve(interests, ExactIndex(item_ND), 3, merge=MergeConfig(kind="quota", quota="weight"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"diversity": 0.1}, "belongs to the kind diverse"),
+        ({"kind": "diverse", "quota": "weight"}, "belongs to the kind quota"),
+        ({"kind": "diverse", "diversity": -1.0}, "0 or more"),
+        ({"kind": "diverse", "diversity": float("nan")}, "0 or more"),
+        ({"pool": 0}, "1 or more"),
+        ({"kind": "quota", "quota": (0.0, 0.0)}, "one of them above 0"),
+        ({"kind": "quota", "quota": ()}, "one of them above 0"),
+        ({"kind": "quota", "quota": (2.0, -1.0)}, "0 or more"),
+    ],
+)
+def test_a_merge_that_cannot_be_is_refused(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        MergeConfig(**wrong)  # type: ignore[arg-type]
+    assert caught.value.got
+    assert caught.value.fix
