@@ -2,7 +2,8 @@
 
 Items without attributes are given simulated ones: what an item is like is told by what it stands next to.
 
-Axes: B batch, L history length, K interests, D embedding, N items (row 0 is padding), M an item and its neighbours.
+Axes: B batch, L history length, K interests, D embedding, N items (row 0 is padding), M an item and its neighbours,
+U distinct items.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from gemirec.components.attention import SelfAttention
 from gemirec.components.embedding import ItemTable
+from gemirec.components.mixing import mixed_rows
 from gemirec.data.cooccurrence import Decay, cooccurrence
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories
@@ -110,16 +112,10 @@ class SimRec(TableModel):
     def embed(self, item_ids: Tensor) -> Tensor:
         """Return the raw vectors ``[..., D]`` of ``item_ids`` ``[...]``; zero for padding."""
         table = self.attribute_table or self.item_table
-        flat = item_ids.reshape(-1)
-        mixed = F.embedding_bag(
-            self.neighbour_NM[flat],
-            table.weight,
-            mode="sum",
-            per_sample_weights=self.weight_NM[flat].to(table.weight.dtype),
-            padding_idx=0,
-            sparse=table.sparse and self.training,
-        )
-        attribute: Tensor = mixed.view(*item_ids.shape, -1)
+        # Popular items stand in many histories: each is mixed once.
+        item_U, place = torch.unique(item_ids, return_inverse=True)
+        weight_UM = self.weight_NM.index_select(0, item_U).to(table.weight.dtype)
+        attribute = F.embedding(place, mixed_rows(table, self.neighbour_NM.index_select(0, item_U), weight_UM))
         if self.config.mix == "replace":
             return attribute
         if self.config.mix == "concat":
