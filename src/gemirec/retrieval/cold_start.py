@@ -36,10 +36,10 @@ from torch.nn import functional as F
 
 from gemirec.errors import ArtifactError, DataError
 from gemirec.retrieval.index import ExactIndex
-from gemirec.retrieval.item_features import ItemFeatureConfig, ItemFeatures, shared_columns
+from gemirec.retrieval.item_features import Columns, ItemFeatureConfig, ItemFeatures, shared_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import polars as pl
     from numpy.typing import NDArray
@@ -214,46 +214,50 @@ def cold_items(
     columns = shared_columns(known, new, config)
     learnt_from = known[trained]
     features = ItemFeatures(learnt_from, columns, config)
-    x_CF = np.concatenate([features(new[at : at + _BLOCK]) for at in range(0, new.height, _BLOCK)])
-    if not x_CF.any():
-        names = [name for part in columns for name in part]
+    item_ND = item_ND.detach().cpu().float()
+    target_ND = item_ND[trained + 1, :width].double().numpy()
+    length_N = np.linalg.norm(target_ND, axis=1)
+    both_N = np.column_stack([target_ND, length_N])
+    weight_N = count_N[trained + 1] / (count_N[trained + 1] + config.half_count)
+    parts = _blocks(len(trained))
+    ridge = fit_ridge(((features(learnt_from[part]), both_N[part], weight_N[part]) for part in parts), config.strength)
+    said_C = _predicted(ridge, features, new, columns)
+    length_C = np.full(new.height, np.average(length_N, weights=weight_N))
+    if config.length == "features":
+        length_C = said_C[:, -1].clip(length_N.min(), length_N.max())
+    direction_CD = F.normalize(torch.from_numpy(said_C[:, :-1]), dim=1)
+    length_C1 = torch.from_numpy(config.boost * length_C)[:, None]
+    nearest = ExactIndex(F.normalize(item_ND[:, :width], dim=1)).restrict(torch.from_numpy(trained + 1))
+    query_CD = direction_CD.float()
+    stand_in_C = torch.cat([nearest.search(query_CD[part], 1)[0][:, 0] for part in _blocks(len(query_CD))])
+    vector_CD = torch.cat([(direction_CD * length_C1).float(), item_ND[stand_in_C, width:]], dim=1)
+    sorted_C, order_C = torch.from_numpy(index_C).sort()
+    return ColdItems(sorted_C, vector_CD[order_C], stand_in_C[order_C])
+
+
+def _blocks(items: int) -> Iterator[slice]:
+    """Cut ``items`` rows into blocks."""
+    return (slice(at, at + _BLOCK) for at in range(0, items, _BLOCK))
+
+
+def _predicted(ridge: Ridge, features: ItemFeatures, new: pl.DataFrame, columns: Columns) -> NDArray[np.float64]:
+    """Return ``[C, D + 1]`` what the ridge says of new items, the mean where nothing is known; say how many."""
+    found, known = [], 0
+    for part in _blocks(new.height):
+        x_XF = features(new[part])
+        known_X = x_XF.any(axis=1)
+        found.append(np.where(known_X[:, None], ridge(x_XF), ridge.mean_D))
+        known += int(known_X.sum())
+    if not known:
+        names = [name for kind in columns for name in kind]
         raise DataError(
             "nothing that is said of the new items is said of a trained item too",
             got=f"columns {', '.join(names)}, for example {new.select(names).head(1).to_dicts()}",
             fix="give features in the words of the known items, or name other columns",
         )
-    unknown = int((~x_CF.any(axis=1)).sum())
-    if unknown:
-        logger.warning("%d of %d new items share no feature with a trained item: they get the mean", unknown, len(x_CF))
-    item_ND = item_ND.detach().cpu().float()
-    target_ND = item_ND[trained + 1, :width].double().numpy()
-    length_N = np.linalg.norm(target_ND, axis=1)
-    weight_N = count_N[trained + 1] / (count_N[trained + 1] + config.half_count)
-    both_N = np.column_stack([target_ND, length_N])
-    blocks = (slice(at, at + _BLOCK) for at in range(0, len(trained), _BLOCK))
-    ridge = fit_ridge(((features(learnt_from[part]), both_N[part], weight_N[part]) for part in blocks), config.strength)
-    predicted_CD = ridge(x_CF)
-    if config.length == "mean":
-        length_C = np.full(new.height, np.average(length_N, weights=weight_N))
-    else:
-        length_C = predicted_CD[:, -1].clip(length_N.min(), length_N.max())
-    direction_CD = F.normalize(torch.from_numpy(predicted_CD[:, :-1]), dim=1)
-    length_C = torch.from_numpy(config.boost * length_C)
-    return _with_stand_ins(item_ND, width, trained + 1, direction_CD, length_C, index_C)
-
-
-def _with_stand_ins(
-    item_ND: Tensor,
-    width: int,
-    trained: NDArray[np.int64],
-    direction_CD: Tensor,
-    length_C: Tensor,
-    index_C: NDArray[np.int64],
-) -> ColdItems:
-    """Find the stand-ins and put the vectors together, in the order of their indices."""
-    nearest = ExactIndex(F.normalize(item_ND[:, :width], dim=1)).restrict(torch.from_numpy(trained))
-    stand_in_C = nearest.search(direction_CD.float(), 1)[0][:, 0]
-    vector_CD = (direction_CD * length_C[:, None]).float()
-    vector_CD = torch.cat([vector_CD, item_ND[stand_in_C, width:]], dim=1)
-    sorted_C, order_C = torch.from_numpy(index_C).sort()
-    return ColdItems(sorted_C, vector_CD[order_C], stand_in_C[order_C])
+    if known < new.height:
+        missing = new.height - known
+        logger.warning(
+            "%d of %d new items share no feature with a trained item: they get the mean", missing, new.height
+        )
+    return np.concatenate(found)

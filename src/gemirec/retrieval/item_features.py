@@ -214,7 +214,7 @@ def _matrix(values: pl.Series, width: int | None) -> tuple[NDArray[np.float64], 
             fix="mend them, or give null in place of the whole vector",
         )
     out = np.zeros((len(values), width))
-    out[given] = flat.reshape(-1, width)
+    out[given] = flat.reshape(int(given.sum()), width)
     return out, given
 
 
