@@ -17,46 +17,21 @@ from gemirec.data.batches import evaluation_batches
 from gemirec.data.dataset import Dataset
 from gemirec.errors import ArtifactError, ConfigError, DataError
 from gemirec.evaluation.collapse import PER_LIST, PER_USER
-from gemirec.evaluation.evaluate import TIE_PLACES, EvaluationResult, compare, evaluate
+from gemirec.evaluation.evaluate import EvaluationResult, compare, evaluate
 from gemirec.evaluation.long_tail import popularity_groups
 from gemirec.evaluation.metrics import accuracy, category_diversity, rank_targets
-from gemirec.models.base import Histories, Interests, LossTerms, ModelConfig, RetrievalModel, TrainBatch
+from gemirec.evaluation.ranking import TIE_PLACES
+from gemirec.models.base import Histories, Interests
 from gemirec.retrieval.index import ExactIndex
 from gemirec.retrieval.retrieve import retrieve
 from support import write_planted_dataset
+from support_evaluation import FakeModel, same
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gemirec.data.dataset import DataSpec
-
 
 COLLAPSE = {*PER_LIST, *PER_USER}
-
-
-class FakeModel(RetrievalModel):
-    """Items have random vectors; interest k is a random vector of the k-th event of the window."""
-
-    def __init__(self, spec: DataSpec, count: int = 3, dim: int = 16, seed: int = 0) -> None:
-        super().__init__(ModelConfig(dim=dim, max_length=10), spec)
-        generator = torch.Generator().manual_seed(seed)
-        self.item_ND = torch.nn.Parameter(torch.randn(spec.num_items + 1, dim, generator=generator))
-        self.query_ND = torch.nn.Parameter(torch.randn(spec.num_items + 1, dim, generator=generator))
-        self.count = count
-
-    def item_vectors(self, item_ids: torch.Tensor | None = None) -> torch.Tensor:
-        return self.item_ND if item_ids is None else self.item_ND[item_ids]
-
-    def interests(self, histories: Histories) -> Interests:
-        assert not self.training
-        assert not torch.is_grad_enabled()
-        item_BK = histories.item_BL[:, : self.count]
-        mask_BK = item_BK > 0
-        mask_BK[:, 0] = True
-        return Interests(self.query_ND[item_BK], mask_BK)
-
-    def losses(self, batch: TrainBatch, stage: str) -> LossTerms:
-        raise AssertionError("evaluation does not train")
 
 
 class Oracle(FakeModel):
@@ -74,10 +49,6 @@ class Oracle(FakeModel):
     def interests(self, histories: Histories) -> Interests:
         vector_BD = torch.stack([self.known[tuple(row)] for row in histories.item_BL.tolist()])
         return Interests(vector_BD[:, None], torch.ones(len(vector_BD), 1, dtype=torch.bool))
-
-
-def same(first: EvaluationResult, second: EvaluationResult) -> bool:
-    return first.metrics == second.metrics and first.users.equals(second.users)
 
 
 def test_a_perfect_model_is_perfect(planted: Dataset) -> None:
