@@ -53,6 +53,7 @@ TINY: dict[str, dict[str, Any]] = {
         "transform_std": 0.1,
         "loss": {"num_negatives": 40},
     },
+    "dmi": {**_WIDE, "num_interests": 3, "loss": {"num_negatives": 40}},
     "gemirec": {
         **_WIDE,
         "num_interests": 3,

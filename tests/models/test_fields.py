@@ -48,6 +48,13 @@ COMPANY: dict[str, dict[str, Any]] = {
     "bam:loss.readout": {"selection": "readout"},  # a drawn interest is one
     "bam:loss.power": {"selection": "readout", "loss": {"readout": "label_aware"}},
     "bam:linear_dim": {"selection": "linear"},
+    "dmi:serve_seed": {"serve_start": "noised"},
+    "dmi:neighbours": {"guidance": "neighbours"},
+    "dmi:memory": {"guidance": "users"},
+    "dmi:contrast_temperature": {"contrast_weight": 0.5},
+    "dmi:train": {"base_share": 0.5},
+    "denoiser.prune.threshold": {"denoiser": {"prune": {"rule": "learned"}}},
+    "denoiser.prune.softness": {"denoiser": {"prune": {"rule": "learned"}}},
     "gemirec:loss.readout": {"train_interests": "served"},  # "label" trains one interest
     "gemirec:loss.power": {"train_interests": "served", "loss": {"readout": "label_aware"}},
     "gemirec:feature_dim": {},
@@ -79,6 +86,7 @@ PARTS: dict[str, list[Any]] = {
     "extractor": [{"kind": "transform"}],
     "regularizers": [[{"kind": "cosine"}]],
     "aggregator": [{"kind": "mean"}],
+    "base": [{"model": "mind"}],
 }
 """Other values of the fields that name a part; the parts' own fields are tested below."""
 

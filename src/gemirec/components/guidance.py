@@ -62,7 +62,7 @@ class InterestMemory(nn.Module):
         size = len(self.interest_QD)
         new_PD = F.normalize(interest_PD.detach().float(), dim=1)[-size:]
         row_P = (self.count + torch.arange(len(new_PD), device=new_PD.device)) % size
-        self.interest_QD[row_P] = new_PD
+        self.interest_QD = self.interest_QD.index_copy(0, row_P, new_PD)  # not in place: a backward may wait for it
         self.count += len(new_PD)
 
     def nearest(self, clean_BKD: Tensor, most: int) -> Tensor:

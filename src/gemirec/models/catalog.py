@@ -168,6 +168,12 @@ MODELS: dict[str, ModelEntry] = {
         "Tian et al., SIGIR 2022, arXiv 2205.01286",
         "capsules at every level of a graph over the history's items",
     ),
+    "dmi": ModelEntry(
+        "gemirec.models.dmi:DMI",
+        "gemirec.models.dmi:DMIConfig",
+        "Le et al., 2025, arXiv 2502.05561 (abstract)",
+        "any model's interests, refined by a small diffusion that reads the history's items it keeps",
+    ),
     "gemirec": ModelEntry(
         "gemirec.models.gemirec:GemiRec",
         "gemirec.models.gemirec:GemiRecConfig",
