@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,11 +18,13 @@ import pytest
 
 from gemirec.cli import compare as verb
 from gemirec.config import EvaluationConfig, merge
+from gemirec.data.batches import evaluation_batches
 from gemirec.data.dataset import Dataset
 from gemirec.errors import ArtifactError, ConfigError, GemirecError, StorageError
 from gemirec.evaluation.result import EvaluationResult
 from gemirec.evaluation.significance import paired
 from gemirec.experiments.compare import compare
+from gemirec.experiments.compare_examples import examples
 from gemirec.experiments.compare_plan import CompareConfig, contestants, digest
 from gemirec.experiments.compare_plots import trained_with
 from gemirec.experiments.watch import Silent
@@ -145,6 +148,10 @@ def test_the_files_say_the_same(done: tuple[Path, dict[str, Any]]) -> None:
     assert report["datasets"][0]["fingerprint"] in text
 
 
+def page_text(out: Path) -> str:
+    return unescape((out / "report.html").read_text())
+
+
 class Page(HTMLParser):
     """Everything that a page refers to, and what it can be referred to by."""
 
@@ -197,6 +204,48 @@ def test_the_views_agree_with_the_evaluation(done: tuple[Path, dict[str, Any]]) 
     (one, cosine), (same, two) = seen["cosine_KK"]
     assert (one, two) == (pytest.approx(1), pytest.approx(1))
     assert cosine == same == pytest.approx(metrics["int_cos"])
+
+
+def bare_id(name: str) -> str:
+    """The id of an item without a title, as the report calls it."""
+    return name.partition(" [")[0].removeprefix("item ")
+
+
+def test_the_report_shows_what_the_best_model_sees_in_drawn_users(
+    done: tuple[Path, dict[str, Any]], data: Dataset
+) -> None:
+    """Everything of the section anew from the artifact and the histories before the test."""
+    out, report = done
+    found = examples(report, out, data)
+    assert found is not None
+    assert found == examples(report, out, data)
+    assert found["model"] == "two"  # popularity has one interest
+    assert len({user["user"] for user in found["users"]}) == 3
+    artifact, text = Recommender.from_pretrained(run_of(out, report, "two", 1) / "artifact"), page_text(out)
+    for window in evaluation_batches(data, "test", batch_size=1, max_length=12):
+        user = next((u for u in found["users"] if u["user"] == f"user-{int(window.user_B[0])}"), None)
+        if user is None:
+            continue
+        history = [f"item-{item}" for item in window.seen_E.tolist()]
+        later = {f"item-{item}" for item in window.target_E.tolist()}
+        assert user["events"] == len(history)
+        assert {bare_id(name) for name in user["next"]} <= later
+        assert sum(one["share"] for one in user["interests"]) == pytest.approx(1)
+        assert f"user {user['user']}: a history of {len(history)} events" in text
+        why = {row["interest"]: row for row in artifact.explain(histories=[history], items=5).to_dicts()}
+        own = artifact.interests(histories=[history], items=5, exclude_seen=False).to_dicts()
+        for one in user["interests"]:
+            assert one["share"] == why[one["interest"]]["history_share"]
+            assert {bare_id(name) for name, _ in one["history"]} <= set(history)
+            assert [bare_id(name) for name, _ in one["items"]] == own[one["interest"]]["items"]
+            assert [came for _, came in one["items"]] == [item in later for item in own[one["interest"]]["items"]]
+            for name, weight in one["history"]:
+                assert f"{name} ({weight:.2f})" in text
+            for word, lift in one["words"]:
+                assert lift == next(w["lift"] for w in why[one["interest"]]["words"] if w["word"] == word)
+                assert f"{word} ({lift:.1f}x)" in text
+    alone = {**report, "rows": [row for row in report["rows"] if row["model"] == "popularity"]}
+    assert examples(alone, out, data) is None
 
 
 def test_nothing_is_done_twice(

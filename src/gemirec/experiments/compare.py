@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemirec.artifacts import atomic_file, write_json
 from gemirec.errors import ConfigError, DataError, TrainingError
+from gemirec.experiments.compare_examples import examples
 from gemirec.experiments.compare_report import html
 from gemirec.experiments.compare_state import HTML, Comparison, Run
 from gemirec.experiments.compare_views import views
@@ -73,8 +74,9 @@ def compare(
         raise next(iter(job.failed.values()))
     report = job.write(watcher)
     watcher.note("drawing the report")
+    page = html(report, out, examples(report, out, job.contests[0].data))
     with atomic_file(out / HTML) as tmp:
-        tmp.write_text(html(report, out), encoding="utf-8")
+        tmp.write_text(page, encoding="utf-8")
     return report
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gemirec.artifacts import read_json
 from gemirec.errors import MissingExtraError
 from gemirec.experiments import compare_plots as plots
+from gemirec.experiments.compare_examples import section
 from gemirec.experiments.compare_table import Table, notes, overview, tables
 from gemirec.experiments.pictures.canvas import figure
 from gemirec.training.tracking import read_metrics
@@ -28,11 +29,11 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0 } th, td { paddin
 th { text-align: right; border-bottom: 2px solid #999 } td { text-align: right; border-bottom: 1px solid #eee }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
 figure { margin: 1.2rem 0 } figure svg { max-width: 100%; height: auto } figcaption { color: #444; max-width: 60rem }
-ul { max-width: 60rem }
+ul, p { max-width: 60rem } .why td, .why th { text-align: left; vertical-align: top }
 """
 
 
-def html(report: Mapping[str, Any], out: Path) -> str:
+def html(report: Mapping[str, Any], out: Path, examples: Mapping[str, Any] | None = None) -> str:
     """Return the report as one HTML page: notes, tables, and the figures as inlined SVG.
 
     Without matplotlib the page has no figures and says so.
@@ -40,6 +41,7 @@ def html(report: Mapping[str, Any], out: Path) -> str:
     Args:
         report: What ``compare.json`` holds.
         out: The comparison's folder, for the curves and views of its runs.
+        examples: From :func:`~gemirec.experiments.compare_examples.examples`; stand with the first data set.
     """
     parts = ["<h1>Comparison</h1>", "<ul>", *(f"<li>{escape(note)}</li>" for note in notes(report)), "</ul>"]
     parts.append(_table(overview(report)))
@@ -49,11 +51,13 @@ def html(report: Mapping[str, Any], out: Path) -> str:
     except MissingExtraError as error:
         parts.append(f"<p>No figures: {escape(error.what)}. {escape(error.fix)}</p>")
         draws = False
-    for about in report["datasets"]:
+    for number, about in enumerate(report["datasets"]):
         parts.append(f"<h2>{escape(about['name'])}</h2>")
         parts += [_table(table) for table in tables(report, about["name"])]
         if draws:
             parts += [_figure(*drawn) for drawn in _figures(report, about["name"], out)]
+        if number == 0:
+            parts.append(section(examples))
     head = f'<meta charset="utf-8"><title>gemirec: comparison</title><style>{STYLE}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
