@@ -36,15 +36,24 @@ LOGS = (*SMALL, "amazon-sports", "globo", "globo-time")
 SEEDS = (1, 2, 3)
 WINDOWS: dict[str, Any] = {"training": {"steps": 3000}}
 """Models whose profile trains all positions of 64 windows a step."""
+FALLING: dict[str, Any] = {"learning_rate": 0.002}
+"""A falling rate bears a larger start than the constant one of these profiles, 0.001."""
 SETTINGS: dict[str, Any] = {
     "model": {"max_length": MAX_LENGTH},
     "training": {"threads": 1, "steps": 1000, "schedule": "linear", "eval_every": 250},
-    "models": {"sasrec": WINDOWS, "hstu": WINDOWS, "gemirec": WINDOWS},
+    "models": {
+        **{name: WINDOWS for name in ("sasrec", "hstu", "gemirec")},
+        **{name: {"training": FALLING} for name in ("comirec_sa", "item_mean", "composed")},
+    },
 }
 PAPER = ("youtube_dnn", "mind", "comirec_dr", "comirec_sa", "remi", "item_mean")
 PAPER_SETTINGS: dict[str, Any] = {"training": {"threads": 1}}
 INTERESTS: dict[str, Any] = {
-    f"{base} K {k}": {"base": base, "model": {"num_interests": k}}
+    f"{base} K {k}": {
+        "base": base,
+        "model": {"num_interests": k},
+        "training": FALLING if base == "comirec_sa" else {},
+    }
     for base in ("comirec_sa", "comirec_dr", "remi")
     for k in (1, 2, 4, 8)
 }
@@ -52,7 +61,11 @@ INTERESTS: dict[str, Any] = {
 
 def _composed(regularizer: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return ComiRec-SA as a composition, with one regulariser or none."""
-    return {"base": "composed", "model": {"regularizers": [] if regularizer is None else [dict(regularizer)]}}
+    return {
+        "base": "composed",
+        "model": {"regularizers": [] if regularizer is None else [dict(regularizer)]},
+        "training": FALLING,
+    }
 
 
 REGULARIZERS: dict[str, Any] = {
@@ -67,8 +80,8 @@ REGULARIZERS: dict[str, Any] = {
 }
 AGGREGATORS: dict[str, Any] = {
     "max": _composed(None),
-    "mean": {"base": "composed", "model": {"aggregator": {"kind": "mean"}}},
-    "concat + MLP": {"base": "composed", "profile": "concat"},
+    "mean": {"base": "composed", "model": {"aggregator": {"kind": "mean"}}, "training": FALLING},
+    "concat + MLP": {"base": "composed", "profile": "concat", "training": FALLING},
 }
 COLUMNS = ("recall@20", "recall@50", "ndcg@50", "recall_tail@50", "int_cos", "exclusive@50", "amr@50", "cur@50")
 
