@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"max_length": MAX_LENGTH},
     "training": {"threads": 1, "steps": 1000, "schedule": "linear", "eval_every": 250},
     "models": {
-        **{name: WINDOWS for name in ("sasrec", "hstu", "gemirec")},
+        **dict.fromkeys(("sasrec", "hstu", "gemirec"), WINDOWS),
         **{name: {"training": FALLING} for name in ("comirec_sa", "item_mean", "composed")},
     },
 }
