@@ -124,6 +124,25 @@ def add_noise(clean_XD: Tensor, signal_X: Tensor | float, noise_XD: Tensor) -> T
     return signal_X.sqrt() * clean_XD.float() + (1 - signal_X).sqrt() * noise_XD.float()
 
 
+def child(generator: torch.Generator | None) -> torch.Generator:
+    """Return a source on the CPU, seeded by one number of ``generator`` (torch's global one if ``None``).
+
+    However much is drawn from it, ``generator`` goes on the same: a step's negatives do not depend on K, D or steps.
+
+    Example:
+        >>> one, two = (torch.Generator().manual_seed(0) for _ in range(2))
+        >>> _ = torch.rand(5, generator=child(one)), torch.rand(7, generator=child(two))
+        >>> bool(torch.rand(1, generator=one) == torch.rand(1, generator=two))
+        True
+    """
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+
+
+def fresh_noise(like_XD: Tensor, generator: torch.Generator | None) -> Callable[[int], Tensor]:
+    """Return a source of normal noise of a tensor's shape, new at each call, by children of ``generator``."""
+    return lambda _: torch.randn(like_XD.shape, generator=child(generator)).to(like_XD.device)
+
+
 class DimensionScale(nn.Module):
     """``s = sqrt(D) sigma(W h + b) / |sigma(W h + b)|``: noise per dimension, learned from the coarse interest.
 

@@ -28,7 +28,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gemirec.components.denoiser import Denoiser
-from gemirec.components.diffusion import DimensionScale, ReverseProcess, add_noise, signal_schedule
+from gemirec.components.diffusion import (
+    DimensionScale,
+    ReverseProcess,
+    add_noise,
+    child,
+    fresh_noise,
+    signal_schedule,
+)
 from gemirec.components.guidance import InterestMemory, attended
 from gemirec.components.losses import RetrievalLoss
 from gemirec.components.regularizers import interest_contrast, weighted_mean
@@ -36,6 +43,7 @@ from gemirec.data.cooccurrence import cooccurrence
 from gemirec.models.base import Histories, Interests, LossTerms, Stage, TrainBatch
 from gemirec.models.common import TableModel, widen
 from gemirec.models.dmi.config import DMIConfig, build_base
+from gemirec.models.dmi.stages import BASE, JOINT, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,9 +51,6 @@ if TYPE_CHECKING:
     from gemirec.components.embedding import ItemTable
     from gemirec.data.dataset import Dataset, DataSpec
 
-BASE = "base_"
-"""Before the name of a stage, a start or a term that is the base's own."""
-JOINT, REFINER = "joint", "refiner"
 _NEVER = -1e30
 
 
@@ -120,23 +125,8 @@ class DMI(TableModel):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The base's own stages, as far as it trains alone, and the one with the refiner."""
-        config, own = self.config, self.base.stages
         refiner = ("denoiser.", "scale.") if self.scale is not None else ("denoiser.",)
-        total = sum(stage.share for stage in own)
-        alone = [
-            Stage(
-                BASE + stage.name,
-                stage.share / total * (config.base_share or 1.0),
-                (*_under_base(stage), *refiner),
-                BASE + stage.on_start if stage.on_start else None,
-            )
-            for stage in own
-        ]
-        if config.train == "refiner":
-            return *alone, Stage(REFINER, 1 - config.base_share, ("base.",))
-        if config.base_share:
-            return *alone, Stage(JOINT, 1 - config.base_share, _under_base(own[-1]))
-        return *alone[:-1], Stage(JOINT, alone[-1].share, _under_base(own[-1]), alone[-1].on_start)
+        return plan(self.config.train, self.config.base_share, self.base.stages, refiner)
 
     def diagnostics(self) -> dict[str, float]:
         """Return the base's, and ``context_gate``: how much the denoiser adds of what it reads, 0 at the start."""
@@ -161,7 +151,8 @@ class DMI(TableModel):
             generator: Source of the noise, on the CPU; torch's global one if ``None``.
         """
         coarse = self.coarse(histories)
-        return replace(coarse.found, vector_BKD=self.refine(coarse, _drawn(coarse.clean_BKD, generator), noised=True))
+        draw = fresh_noise(coarse.clean_BKD, generator)
+        return replace(coarse.found, vector_BKD=self.refine(coarse, draw, noised=True))
 
     def encode(self, histories: Histories) -> tuple[Tensor, Tensor | None]:
         """Return ``[B, K, E]`` refined interests and which of them exist."""
@@ -179,7 +170,12 @@ class DMI(TableModel):
         return Coarse(found, clean_BKD, length_BK1, self._directions(wide.item_BL), wide.mask_BL, guide_BKD)
 
     def refine(
-        self, coarse: Coarse, draw: Callable[[int], Tensor] | None = None, *, noised: bool | None = None
+        self,
+        coarse: Coarse,
+        draw: Callable[[int], Tensor] | None = None,
+        *,
+        noised: bool | None = None,
+        watch: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Run the reverse process; returns ``[B, K, E]`` as searched for.
 
@@ -188,6 +184,7 @@ class DMI(TableModel):
             draw: Gives noise ``[..., D]`` of unit variance: for i = 0 that of the start, then that of each step.
                 ``None`` takes that of ``serve_seed``, the same for every user.
             noised: Start with noise; ``None`` does what the config says of serving.
+            watch: Is shown x_t ``[B, K, D]`` and t ``[1]`` before each step.
         """
         clean_BKD, config = coarse.clean_BKD, self.config
         noise = self._scaled(draw or self._fixed(clean_BKD), clean_BKD)
@@ -198,6 +195,8 @@ class DMI(TableModel):
 
         def predict(noised_BKD: Tensor, step: int) -> Tensor:
             step_B = torch.full((1,), step, device=noised_BKD.device)
+            if watch is not None:
+                watch(noised_BKD, step_B)
             return self.denoise(noised_BKD, step_B, coarse.item_BLD, coarse.mask_BL, coarse.guide_BKD)
 
         refined_BKD = self.reverse(predict, start_BKD, lambda i: noise(i + 1))
@@ -215,9 +214,20 @@ class DMI(TableModel):
         clean_BKD: Tensor = self.denoiser(noised_BKD, step_B, item_BLD, mask_BL, guide_BKD)
         return clean_BKD
 
-    def attribution(self, histories: Histories) -> Tensor | None:
-        """Return what the base says of its coarse interests."""
-        return self.base.attribution(histories)
+    def reads(self, histories: Histories) -> Tensor:
+        """Return what each interest reads of the history in each reverse step: ``[R, B, K, L]``, rows summing to 1."""
+        coarse, seen = self.coarse(histories), []
+
+        def watch(noised_BKD: Tensor, step_B: Tensor) -> None:
+            seen.append(self.denoiser.attention(noised_BKD, step_B, coarse.item_BLD, coarse.mask_BL))
+
+        self.refine(coarse, watch=watch)
+        return torch.stack(seen)[..., : histories.item_BL.shape[1]]
+
+    def attribution(self, histories: Histories) -> Tensor:
+        """Return what the base says of its coarse interests; what the last step reads where the base says nothing."""
+        weight_BKL = self.base.attribution(histories)
+        return self.reads(histories)[-1] if weight_BKL is None else weight_BKL
 
     def _directions(self, item_X: Tensor) -> Tensor:
         """Return the unit vectors ``[..., D]`` of items, zero for padding."""
@@ -255,7 +265,7 @@ class DMI(TableModel):
         mask_BK, generator = coarse.found.mask_BK, batch.generator
         if self.training:
             noised = config.train_start == "noised"
-            vector_BKE = self.refine(coarse, _drawn(coarse.clean_BKD, generator), noised=noised)
+            vector_BKE = self.refine(coarse, fresh_noise(coarse.clean_BKD, generator), noised=noised)
         else:
             vector_BKE = self.refine(coarse)
         terms.add("retrieval", self._retrieval(vector_BKE, mask_BK, batch.target_B, batch.weight_B, generator))
@@ -276,9 +286,9 @@ class DMI(TableModel):
     def _reconstruction(self, coarse: Coarse, batch: TrainBatch) -> Tensor:
         """Return ``|x0^(x_t, t) - target|^2 / D`` of the interest nearest to the next item, t at random from 1 to T."""
         clean_BKD, guide_BKD, target_BKD = self._owned(coarse, batch)
-        step_B = torch.randint(1, len(self.signal_T), batch.target_B.shape, generator=_child(batch.generator))
+        step_B = torch.randint(1, len(self.signal_T), batch.target_B.shape, generator=child(batch.generator))
         step_B = step_B.to(clean_BKD.device)
-        noise_BKD = self._scaled(_drawn(clean_BKD, batch.generator), clean_BKD)(0)
+        noise_BKD = self._scaled(fresh_noise(clean_BKD, batch.generator), clean_BKD)(0)
         noised_BKD = add_noise(clean_BKD, self.signal_T[step_B][:, None], noise_BKD)
         found_BKD = self.denoise(noised_BKD, step_B, coarse.item_BLD, coarse.mask_BL, guide_BKD)
         if self.config.reconstruct == "coarse":
@@ -293,18 +303,3 @@ class DMI(TableModel):
         row_B = torch.arange(len(owner_B), device=owner_B.device)
         guide_BKD = None if coarse.guide_BKD is None else coarse.guide_BKD[row_B, owner_B][:, None]
         return coarse.clean_BKD[row_B, owner_B][:, None], guide_BKD, target_BD[:, None]
-
-
-def _under_base(stage: Stage) -> tuple[str, ...]:
-    """Return what a stage of the base freezes, by its name in the model around it."""
-    return tuple(f"base.{prefix}" for prefix in stage.frozen)
-
-
-def _child(generator: torch.Generator | None) -> torch.Generator:
-    """Return a source seeded by one number of ``generator``, which is left as it is however much this one gives."""
-    return torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-
-
-def _drawn(like_BKD: Tensor, generator: torch.Generator | None) -> Callable[[int], Tensor]:
-    """Return a source of fresh noise of a tensor's shape."""
-    return lambda _: torch.randn(like_BKD.shape, generator=_child(generator)).to(like_BKD.device)

@@ -199,7 +199,8 @@ class ServedGemiRec(TableModel):
         mask_BK, code_BKC, weight_BK = self._of(chosen)
         mask_BK = mask_BK & users.mask_BL[:, :1]  # padding stands behind: whoever has a history has a first item
         vector_BKD = self._with_cells(self._normalize(vector_BKD).float(), code_BKC, weight_BK) * mask_BK[:, :, None]
-        mask_BK[:, 0] = True  # absent interests stand behind; whoever has none at all has one, and it is zero
+        # Whoever has no interest at all has one, which is zero. Not in place: gradients need the mask as it was.
+        mask_BK = F.pad(mask_BK[:, 1:], (1, 0), value=True)
         return Interests(vector_BKD, mask_BK, weight_BK.float(), code_BKC)
 
     def _of(self, chosen: Selected) -> tuple[Tensor, Tensor, Tensor]:
