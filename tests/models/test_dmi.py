@@ -188,7 +188,7 @@ def test_training_and_sampling_agree_on_what_is_predicted(
 def test_training_starts_at_the_noised_interest_and_draws_nothing_when_it_starts_clean(
     planted: Dataset, spec: DataSpec
 ) -> None:
-    own: dict[str, Any] = {"noise": {"amount": 0.4, "schedule": "cosine"}, "reconstruction_weight": 0.0}
+    own: dict[str, Any] = {"noise": {"amount": 0.4}, "reconstruction_weight": 0.0, "base_weight": 0.0}
     clean = over("comirec_sa", spec, train_start="clean", **own)
     noised = over("comirec_sa", spec, **own)
     for model in (clean, noised):
@@ -368,7 +368,7 @@ def test_the_coordinates_of_cells_stay_as_they_are(planted: Dataset, spec: DataS
 
 def test_gemirec_goes_through_its_stages_first(planted: Dataset, spec: DataSpec) -> None:
     """Its starts run under DMI's name, its own terms stay, and the refiner learns in the last stage alone."""
-    model = tiny("dmi", spec, base=part("gemirec"), base_weight=1.0)
+    model = tiny("dmi", spec, base=part("gemirec"))
     assert [stage.name for stage in model.stages] == ["base_retrieval", "base_dictionary", "joint"]
     assert [stage.on_start for stage in model.stages] == [None, "base_start_dictionary", "base_start_joint"]
     losses = list(fit(model, planted, steps=30))

@@ -44,7 +44,8 @@ class DMIConfig(MultiInterestConfig, frozen=True, kw_only=True):
     eta: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Noise added in each reverse step: 0 none (DDIM), 1 as much as the forward process took (DDPM)."""
     train_start: Literal["noised", "clean"] = "noised"
-    """Where the reverse process starts in training: at the noised interest, or where serving starts by default."""
+    """Where the reverse process starts in training: at the noised interest, or at it shrunk as by the forward process
+    but without noise, as serving does by default."""
     serve_start: Literal["clean", "noised"] = "clean"
     """Where it starts at serving: at the interest as the forward process shrinks it, without noise; or with noise of
     ``serve_seed``, the same for all users. Either way serving repeats itself."""
@@ -58,9 +59,9 @@ class DMIConfig(MultiInterestConfig, frozen=True, kw_only=True):
     """Weight of a contrastive term between refined and coarse interests; the user's other ones are the negatives."""
     contrast_temperature: PositiveFloat = 0.1
     """Divides the cosines of that term."""
-    base_weight: Weight = 0.0
+    base_weight: Weight = 1.0
     """Weight of all the base's own terms while both train: its retrieval loss on coarse interests, its regularisers,
-    its generator. 0 leaves them out, and the base learns through the refined interests alone."""
+    its generator. 0 leaves them out, which is faster, and the base learns through the refined interests alone."""
     train: Literal["joint", "refiner"] = "joint"
     """What the last stage trains: base and refiner, or the refiner on a base that stays as it is."""
     base_share: Probability = 0.0
