@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gemirec.errors import ConfigError, DataError
@@ -144,6 +144,7 @@ def test_equal_quotas_are_equal_and_spend_all(n: int, mask: list[bool]) -> None:
 
 
 @given(st.integers(1, 60), st.lists(st.tuples(st.integers(-1, 9), st.booleans()), min_size=1, max_size=6))
+@example(35, [(2, True), (5, True), (8, True)])  # three equal remainders, whose quotients differ in the last bit
 def test_shared_quotas_are_the_largest_remainders(n: int, interests: list[tuple[int, bool]]) -> None:
     share, mask = [max(0, s) if m else 0 for s, m in interests], [m for _, m in interests]
     quota = shared_quota(n, torch.tensor([[s for s, _ in interests]]), torch.tensor([mask]))[0].tolist()

@@ -158,9 +158,10 @@ def shared_quota(n: int, share_BK: Tensor, mask_BK: Tensor) -> Tensor:
     """
     share_BK = share_BK.to(torch.float64).clamp(min=0) * mask_BK
     share_BK = torch.where(share_BK.sum(dim=1, keepdim=True) > 0, share_BK, mask_BK.to(torch.float64))
-    wanted_BK = n * share_BK / share_BK.sum(dim=1, keepdim=True).clamp(min=1e-300)
-    whole_BK = wanted_BK.floor()
-    order_BK = torch.where(mask_BK, wanted_BK - whole_BK, -1.0).argsort(dim=1, descending=True, stable=True)
+    wanted_BK, total_B1 = n * share_BK, share_BK.sum(dim=1, keepdim=True).clamp(min=1e-300)
+    rest_BK = torch.remainder(wanted_BK, total_B1)  # exact, unlike a quotient's fraction: equal ones stay equal
+    whole_BK = ((wanted_BK - rest_BK) / total_B1).round()
+    order_BK = torch.where(mask_BK, rest_BK, -1.0).argsort(dim=1, descending=True, stable=True)
     left_B1 = n - whole_BK.sum(dim=1, keepdim=True)
     extra_BK = torch.arange(mask_BK.shape[1], device=mask_BK.device) < left_B1
     return (whole_BK + torch.zeros_like(whole_BK).scatter_(1, order_BK, extra_BK.to(torch.float64))).long() * mask_BK
