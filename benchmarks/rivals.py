@@ -5,8 +5,9 @@
     python benchmarks/rivals.py --page docs/results-rivals.md      # write the tables from what is there, train nothing
 
 Each part is a comparison of ``gemirec compare`` in one folder, ``runs/rivals``: ``models`` (all of them on the small
-logs) and ``large``, ``paper`` (profiles as published, for the sanity bands), ``interests`` (K), ``regularizers`` (each
-alone, beside none) and ``aggregators`` (max pooling against one vector). Needs the real logs in ``../shared/data``.
+logs), ``large``, ``paper`` (profiles as published, for the sanity bands), ``interests`` (K), ``regularizers`` (each
+alone, beside none), ``aggregators`` (max pooling against one vector) and ``probes`` (a part taken away, for what
+surprises). Needs the real logs in ``../shared/data``.
 
 Budget, the same for all: 1,000 steps of 256 windows with a rate that falls linearly to 0, the best of the validations
 every 250 steps. Models that train every position of a window take 3,000 steps of 64 windows, as their profiles do.
@@ -83,6 +84,22 @@ AGGREGATORS: dict[str, Any] = {
     "mean": {"base": "composed", "model": {"aggregator": {"kind": "mean"}}, "training": FALLING},
     "concat + MLP": {"base": "composed", "profile": "concat", "training": FALLING},
 }
+PROBES: dict[str, Any] = {
+    "comirec_sa": {"training": FALLING},
+    "remi": {},
+    "remi, no routing regularisation": {"base": "remi", "model": {"routing_weight": 0.0}},
+    "remi, no hard negatives": {"base": "remi", "model": {"loss": {"beta": 0.0}}},
+    "remi, normalised": {
+        "base": "remi",
+        "model": {"loss": {"beta": 0.0, "normalize": True, "temperature": 0.1, "negatives": "mixed"}},
+    },
+    "dismir": {},
+    "dismir, no partition contrast": {"base": "dismir", "model": {"partition_weight": 0.0}},
+    "simrec": {},
+    "simrec, 3 neighbours": {"base": "simrec", "model": {"neighbours": 3}},
+    "simrec, K 1": {"base": "simrec", "model": {"num_interests": 1}},
+}
+"""Models with one part taken away, for what surprises on the page."""
 COLUMNS = ("recall@20", "recall@50", "ndcg@50", "recall_tail@50", "int_cos", "exclusive@50", "amr@50", "cur@50")
 
 
@@ -106,7 +123,12 @@ def parts(wanted: list[str], logs: list[str], seeds: list[int]) -> dict[str, dic
             "overrides": PAPER_SETTINGS,
         },
     }
-    for name, variants in (("interests", INTERESTS), ("regularizers", REGULARIZERS), ("aggregators", AGGREGATORS)):
+    for name, variants in (
+        ("interests", INTERESTS),
+        ("regularizers", REGULARIZERS),
+        ("aggregators", AGGREGATORS),
+        ("probes", PROBES),
+    ):
         overrides = {**SETTINGS, "models": variants}
         everything[name] = {"logs": two, "models": list(variants), "seeds": seeds, "overrides": overrides}
     return {name: everything[name] for name in wanted if everything[name]["logs"]}
@@ -174,6 +196,7 @@ TITLES = {
     "interests": "Experiment 1: number of interests",
     "regularizers": "Experiment 2: with and without each regulariser",
     "aggregators": "Experiment 3: max pooling against one vector",
+    "probes": "Probes: a part taken away",
 }
 
 
