@@ -6,8 +6,8 @@
 
 Each part is a comparison of ``gemirec compare`` in one folder, ``runs/rivals``: ``models`` (all of them on the small
 logs), ``large``, ``paper`` (profiles as published, for the sanity bands), ``interests`` (K), ``regularizers`` (each
-alone, beside none), ``aggregators`` (max pooling against one vector) and ``probes`` (a part taken away, for what
-surprises). Needs the real logs in ``../shared/data``.
+alone, beside none), ``aggregators`` (max pooling against one vector) and ``probes`` and
+``budget`` (a part taken away, three times the steps: for what surprises). Needs the real logs in ``../shared/data``.
 
 Budget, the same for all: 1,000 steps of 256 windows with a rate that falls linearly to 0, the best of the validations
 every 250 steps. Models that train every position of a window take 3,000 steps of 64 windows, as their profiles do.
@@ -100,6 +100,11 @@ PROBES: dict[str, Any] = {
     "simrec, K 1": {"base": "simrec", "model": {"num_interests": 1}},
 }
 """Models with one part taken away, for what surprises on the page."""
+LONGER: dict[str, Any] = {
+    f"{base}, 3,000 steps": {"base": base, "training": {**({} if base == "comirec_dr" else FALLING), "steps": 3000}}
+    for base in ("comirec_sa", "comirec_dr", "remi", "dismir")
+}
+"""What a longer budget changes on ml-1m, whose long histories are learnt slowly."""
 COLUMNS = ("recall@20", "recall@50", "ndcg@50", "recall_tail@50", "int_cos", "exclusive@50", "amr@50", "cur@50")
 
 
@@ -128,9 +133,11 @@ def parts(wanted: list[str], logs: list[str], seeds: list[int]) -> dict[str, dic
         ("regularizers", REGULARIZERS),
         ("aggregators", AGGREGATORS),
         ("probes", PROBES),
+        ("budget", LONGER),
     ):
         overrides = {**SETTINGS, "models": variants}
-        everything[name] = {"logs": two, "models": list(variants), "seeds": seeds, "overrides": overrides}
+        logs_of_part = [log for log in two if name != "budget" or log == "ml-1m"]
+        everything[name] = {"logs": logs_of_part, "models": list(variants), "seeds": seeds, "overrides": overrides}
     return {name: everything[name] for name in wanted if everything[name]["logs"]}
 
 
@@ -197,6 +204,7 @@ TITLES = {
     "regularizers": "Experiment 2: with and without each regulariser",
     "aggregators": "Experiment 3: max pooling against one vector",
     "probes": "Probes: a part taken away",
+    "budget": "Probes: three times the budget",
 }
 
 
