@@ -135,9 +135,9 @@ def given_items(
 
 
 def vectors(seed: int = 0, *, width: int | None = None, normalize: bool = False, **values: Any) -> ColdItems:
-    item_ND, *rest = given_items(seed, normalize=normalize)
+    item_ND, known, count_N, new, index_C = given_items(seed, normalize=normalize)
     config = from_dict(ColdStartConfig, {"vectors": ["given"], "buckets": 16, **values})
-    return cold_items(item_ND, width or item_ND.shape[1], *rest, config)
+    return cold_items(item_ND, width or item_ND.shape[1], known, count_N, new, index_C, config)
 
 
 @pytest.mark.parametrize("length", ["features", "mean"])
@@ -190,10 +190,11 @@ def test_vectors_that_no_event_trained_are_not_learnt_from() -> None:
 
 
 def test_cells_are_those_of_the_nearest_trained_item() -> None:
-    item_ND, *rest = given_items()
+    item_ND, known, count_N, new, index_C = given_items()
     cells_ND = torch.nn.functional.one_hot(torch.arange(len(item_ND)) % 3, 3).float()
     plain = vectors()
-    parted = cold_items(torch.cat([item_ND, cells_ND], 1), 5, *rest, ColdStartConfig(vectors=("given",), buckets=16))
+    config = ColdStartConfig(vectors=("given",), buckets=16)
+    parted = cold_items(torch.cat([item_ND, cells_ND], 1), 5, known, count_N, new, index_C, config)
     assert torch.equal(parted.vector_CD[:, :5], plain.vector_CD)
     assert torch.equal(parted.vector_CD[:, 5:], cells_ND[plain.stand_in_C])
 

@@ -7,9 +7,9 @@ that training began with) the closed form is::
     B = (X' W X + strength I)^-1 X' W E        X, E less their weighted means x, e
     e(new) = e + B' (x(new) - x)
 
-The mean is not penalised: an item of which nothing is known gets the mean vector. In a log with categories alone the
-vector of a category with n items lies n / (n + strength) of the way from the mean of all to the category's own mean
-(for equal categories and w = 1). Sums are taken block by block, so memory is that of a block and of F^2 numbers.
+The intercept is not penalised. An item of which nothing is known gets the mean vector e. With categories alone, equally
+large and w = 1, a category of n items lies n / (n + strength) of the way from the mean to the category's own mean. Sums
+are taken block by block, so memory is that of a block and of F^2 numbers.
 
 A prediction is shorter than a trained vector, by as much as features leave open, and inner products would hide new
 items behind trained ones; so it is stretched to the length of trained vectors (``length``, ``boost``). A new item
@@ -20,7 +20,8 @@ stands behind the model's last one. No model can read it in a history, because n
 The method is content-based cold start by linear maps (Gantner et al. 2010, "Learning attribute-to-feature mappings for
 cold-start recommendations", least squares in place of BPR).
 
-Axes: N items of the model (row 0 is padding), C new items, X items of a block, F features, D embedding, E events.
+Axes: N items of the model (row 0 is padding), C new items, X items of a block, F features (G: and the intercept),
+D embedding, E events.
 """
 
 from __future__ import annotations
@@ -73,17 +74,17 @@ class Ridge:
 
     Attributes:
         weight_FD: float64.
-        mean_F: Weighted mean of the features that it was learnt from.
-        mean_D: Weighted mean of the targets.
+        intercept_D: What it says of features of 0.
+        mean_D: Weighted mean of the targets that it was learnt from.
     """
 
     weight_FD: NDArray[np.float64]
-    mean_F: NDArray[np.float64]
+    intercept_D: NDArray[np.float64]
     mean_D: NDArray[np.float64]
 
     def __call__(self, x_XF: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return ``[X, D]`` predictions."""
-        predicted: NDArray[np.float64] = self.mean_D + (x_XF - self.mean_F) @ self.weight_FD
+        predicted: NDArray[np.float64] = x_XF @ self.weight_FD + self.intercept_D
         return predicted
 
 
@@ -99,19 +100,18 @@ def fit_ridge(blocks: Iterable[Block], strength: float) -> Ridge:
 
     Example:
         >>> x, y = np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([[0.0], [0.0], [1.0], [1.0]])
-        >>> fit_ridge([(x, y, np.ones(4))], strength=1.0)(np.array([[0.0], [1.0]])).tolist()
+        >>> fit_ridge([(x, y, np.ones(4))], strength=1.0)(np.array([[0.0], [1.0]])).round(9).tolist()
         [[0.25], [0.75]]
     """
-    total, x_F, y_D, xx_FF, xy_FD = 0.0, 0.0, 0.0, 0.0, 0.0  # type: Any, Any, Any, Any, Any
+    left, right = np.zeros((1, 1)), np.zeros((1, 1))
     for x_XF, y_XD, w_X in blocks:
-        weighted_FX = (x_XF * w_X[:, None]).T
-        total += w_X.sum()
-        x_F, y_D = x_F + weighted_FX.sum(axis=1), y_D + w_X @ y_XD
-        xx_FF, xy_FD = xx_FF + weighted_FX @ x_XF, xy_FD + weighted_FX @ y_XD
-    mean_F, mean_D = x_F / total, y_D / total
-    gram_FF = xx_FF - np.outer(mean_F, x_F)
-    gram_FF[np.diag_indices_from(gram_FF)] += strength
-    return Ridge(np.linalg.solve(gram_FF, xy_FD - np.outer(mean_F, y_D)), mean_F, mean_D)
+        one_XG = np.column_stack([x_XF, np.ones(len(x_XF))])  # the last feature is the intercept
+        weighted_GX = (one_XG * w_X[:, None]).T
+        left, right = left + weighted_GX @ one_XG, right + weighted_GX @ y_XD
+    mean_D = right[-1] / left[-1, -1]
+    penalty_G = np.append(np.full(len(left) - 1, strength), 0.0)
+    solved_GD = np.linalg.solve(left + np.diag(penalty_G), right)
+    return Ridge(solved_GD[:-1], solved_GD[-1], mean_D)
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _predicted(ridge: Ridge, features: ItemFeatures, new: pl.DataFrame, columns:
     found, known = [], 0
     for part in _blocks(new.height):
         x_XF = features(new[part])
-        known_X = x_XF.any(axis=1)
+        known_X = (x_XF != 0).max(axis=1)
         found.append(np.where(known_X[:, None], ridge(x_XF), ridge.mean_D))
         known += int(known_X.sum())
     if not known:

@@ -152,7 +152,8 @@ class ItemFeatures:
         bucket_W, sign_W = hash_words(distinct["word"], self._buckets)
         pairs = pairs.join(distinct.with_columns(bucket=bucket_W, sign=sign_W), on="word")
         place = pairs["row"].to_numpy() * self._buckets + pairs["bucket"].to_numpy()
-        counts = np.bincount(place, weights=pairs["sign"].to_numpy(), minlength=items.height * self._buckets)
+        sign = pairs["sign"].to_numpy()
+        counts: NDArray[Any] = np.bincount(place, weights=sign, minlength=items.height * self._buckets)
         return counts.reshape(items.height, self._buckets)
 
 
@@ -192,7 +193,7 @@ class _Centred:
 def _matrix(values: pl.Series, width: int | None) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return a column of lists as ``[X, V]``, and which rows have one."""
     dtype: Any = values.dtype
-    if not isinstance(dtype, (pl.List, pl.Array)) or not dtype.inner.is_numeric():  # type: ignore[union-attr]
+    if not isinstance(dtype, (pl.List, pl.Array)) or not dtype.inner.is_numeric():
         raise DataError(
             f"the column {values.name!r} holds no vectors", got=dtype, fix="give a list of numbers for every item"
         )
