@@ -110,7 +110,7 @@ def fit_ridge(blocks: Iterable[Block], strength: float) -> Ridge:
         left, right = left + weighted_GX @ one_XG, right + weighted_GX @ y_XD
     mean_D = right[-1] / left[-1, -1]
     penalty_G = np.append(np.full(len(left) - 1, strength), 0.0)
-    solved_GD = np.linalg.solve(left + np.diag(penalty_G), right)
+    solved_GD: NDArray[np.float64] = np.linalg.solve(left + np.diag(penalty_G), right)
     return Ridge(solved_GD[:-1], solved_GD[-1], mean_D)
 
 
