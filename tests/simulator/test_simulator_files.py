@@ -21,7 +21,7 @@ from gemirec.config import from_dict, to_dict
 from gemirec.data.simulator import SimulatedLog, SimulatorConfig, simulate
 from gemirec.data.simulator import run as run_module
 from gemirec.data.simulator.catalogue import build_catalogue
-from gemirec.data.simulator.chunk import BIRTH, NO_BIRTH, PRECURSOR, draw_chunk
+from gemirec.data.simulator.chunk import BIRTH, INTEREST, NO_BIRTH, PRECURSOR, draw_chunk
 from gemirec.errors import ArtifactError, ConfigError, StorageError
 
 TINY = SimulatorConfig(
@@ -207,6 +207,10 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path, monke
         ({"item_skew": -1.0}, "item_skew must not be negative"),
         ({"drift": float("inf")}, "drift must not be negative"),
         ({"horizon": 100}, "horizon contradicts"),
+        ({"aspects": -1}, "aspects is too small"),
+        ({"aspects": 1, "aspect_values": 1}, "aspect_values is too small"),
+        ({"aspect_lean": 1.1}, "aspect_lean must be a chance"),
+        ({"aspects": 1, "aspect_share": 1.0}, "aspect_share contradicts"),
         ({"seed": -1}, "seed is too small"),
         ({"num_super_clusters": 1, "clusters_per_super": 1, "interests_max": 2}, "interests_max contradicts"),
     ],
@@ -229,6 +233,7 @@ def test_a_bad_configuration_names_the_field(fields: dict[str, Any], message: st
     births=st.sampled_from([0.0, 0.5, 1.0]),
     chances=st.tuples(*[st.sampled_from([0.0, 0.3, 1.0])] * 3),
     events=st.tuples(st.integers(2, 6), st.integers(0, 30)),
+    aspects=st.tuples(st.integers(0, 2), st.integers(2, 6), st.sampled_from([0.0, 0.5, 1.0])),
 )
 def test_every_chunk_keeps_its_promises(
     seed: int,
@@ -240,6 +245,7 @@ def test_every_chunk_keeps_its_promises(
     births: float,
     chances: tuple[float, ...],
     events: tuple[int, int],
+    aspects: tuple[int, int, float],
 ) -> None:
     total = clusters[0] * clusters[1]
     if interests + (births > 0) > total or (total < 2 and precursors):
@@ -263,6 +269,9 @@ def test_every_chunk_keeps_its_promises(
         mean_events=float(events[0] + events[1] // 2),
         max_events=events[0] + events[1],
         horizon=4 * (events[0] + events[1]),
+        aspects=aspects[0],
+        aspect_values=aspects[1],
+        aspect_lean=aspects[2],
     )
     catalogue = build_catalogue(config)
     assert sorted(catalogue.id_N) == list(range(config.num_items))
@@ -270,6 +279,11 @@ def test_every_chunk_keeps_its_promises(
     assert np.bincount(made.user_E, minlength=users).tolist() == planted.events_U.tolist()
     assert made.item_E.min() >= 0
     assert made.item_E.max() < config.num_items
+    fits_EI = np.concatenate([catalogue.cluster_N[:, None], catalogue.value_NA], axis=1)[made.item_E]
+    fits_EI += np.arange(1 + aspects[0]) * aspects[1] + (np.arange(1 + aspects[0]) > 0) * (total - aspects[1])
+    wanted_E = np.isin(made.kind_E, [INTEREST, BIRTH])
+    assert (fits_EI == made.cluster_E[:, None]).any(axis=1)[wanted_E].all()
+    assert (made.cluster_E[made.kind_E == BIRTH] < total).all()
     end = np.cumsum(planted.events_U)
     for user in range(users):
         rows = slice(end[user] - planted.events_U[user], end[user])

@@ -21,8 +21,11 @@ The three of the births are given apart by what announces the birth, too: ``birt
 interests than planted ones cannot recover all. A long list meets any cluster now and then by chance: compare
 ``births_in_list`` with a control (popularity), not with 0.
 
+In a log with aspects (:class:`~gemirec.data.simulator.SimulatorConfig`) a planted interest can also be a value of an
+aspect; an item lies in its cluster and in each of its values.
+
 Axes: B users of a block, U users of the split, K interests, J slots of planted clusters (the born one is last),
-R places of a list (``cluster_N``: items, row 0 is padding).
+A aspects, R places of a list (``label_NA``: items, row 0 is padding).
 """
 
 from __future__ import annotations
@@ -69,13 +72,19 @@ class Truth:
         planted_UJ: ``[U, J]`` int64 clusters of the planted interests that the history can show, ``NONE`` elsewhere.
         born_U: ``[U]`` int64 cluster that is born after the history, ``NONE`` if none is.
         announced_U: ``[U]`` what announces the birth, one of :data:`ANNOUNCEMENTS`; of no meaning without one.
-        cluster_N: ``[N + 1]`` int64 cluster of each item, ``NONE`` for padding.
+        label_NA: ``[N + 1, 1 + A]`` int64 cluster of each item and its values, numbered as interests are; ``NONE`` for
+            padding.
     """
 
     planted_UJ: NDArray[np.int64]
     born_U: NDArray[np.int64]
     announced_U: NDArray[Any]
-    cluster_N: NDArray[np.int64]
+    label_NA: NDArray[np.int64]
+
+    @property
+    def cluster_N(self) -> NDArray[np.int64]:
+        """``[N + 1]`` int64 cluster of each item, ``NONE`` for padding."""
+        return self.label_NA[:, 0]
 
 
 def planted_scores(
@@ -114,7 +123,7 @@ def planted_scores(
             ranked = rank_block(model, index, windows, max(LIST, MERGED), place)
             rows = slice(first, first := first + len(windows.user_B))
             lists = ranked.id_BKR[:, :, :LIST].cpu().numpy(), ranked.merged.id_BN[:, :MERGED].cpu().numpy()
-            for name, value in score_lists(*lists, truth.planted_UJ[rows], truth.born_U[rows], truth.cluster_N).items():
+            for name, value in score_lists(*lists, truth.planted_UJ[rows], truth.born_U[rows], truth.label_NA).items():
                 parts.setdefault(name, []).append(value)
     return _summary({name: np.concatenate(values) for name, values in parts.items()}, truth)
 
@@ -124,7 +133,7 @@ def score_lists(
     merged_BN: NDArray[np.int64],
     planted_BJ: NDArray[np.int64],
     born_B: NDArray[np.int64],
-    cluster_N: NDArray[np.int64],
+    label_NA: NDArray[np.int64],
 ) -> dict[str, NDArray[np.float64]]:
     """Return the scores of each user, ``[B]`` each: ``match``, ``recovered``, ``found``, ``in_list``.
 
@@ -135,7 +144,7 @@ def score_lists(
         merged_BN: ``[B, N]`` merged lists.
         planted_BJ: ``[B, J]`` planted clusters, ``NONE`` for empty slots.
         born_B: ``[B]`` cluster of the new birth, ``NONE`` without one.
-        cluster_N: ``[N + 1]`` cluster of each item.
+        label_NA: ``[N + 1, 1 + A]`` clusters that each item lies in, or ``[N + 1]`` if it is one.
 
     Example:
         >>> lists, cluster = np.array([[[1, 2], [3, 4]]]), np.array([-1, 7, 7, 8, 9])
@@ -144,16 +153,19 @@ def score_lists(
         {'match': [0.5], 'recovered': [0.5], 'found': [1.0], 'in_list': [0.0]}
     """
     slot_BJ = np.concatenate([planted_BJ, born_B[:, None]], axis=1)
-    listed_BKR = np.where(id_BKR > 0, cluster_N[np.maximum(id_BKR, 0)], NONE)
+    label_NA = label_NA.reshape(len(label_NA), -1)
+    listed_BKRA = np.where(id_BKR[..., None] > 0, label_NA[np.maximum(id_BKR, 0)], NONE)
     size_BK = np.maximum((id_BKR > 0).sum(axis=2), 1)
-    inside_BKJ = np.stack([(listed_BKR == slot_B[:, None, None]).sum(axis=2) for slot_B in slot_BJ.T], axis=2)
+    inside_BKJ = np.stack(
+        [(listed_BKRA == slot_B[:, None, None, None]).any(axis=3).sum(axis=2) for slot_B in slot_BJ.T], axis=2
+    )
     share_BKJ = np.where(slot_BJ[:, None, :] != NONE, inside_BKJ / size_BK[:, :, None], 0.0)
     planted_share_BKJ, born_share_BK = share_BKJ[:, :, :-1], share_BKJ[:, :, -1]
     matched_BJ = (planted_share_BKJ * assign(planted_share_BKJ)).sum(axis=1)
     slots_B, birth_B = (planted_BJ != NONE).sum(axis=1), born_B != NONE
-    merged_cluster_BN = np.where(merged_BN > 0, cluster_N[np.maximum(merged_BN, 0)], NONE)
+    merged_label_BNA = np.where(merged_BN[..., None] > 0, label_NA[np.maximum(merged_BN, 0)], NONE)
     some_B = np.maximum(slots_B, 1)
-    in_list_B = (merged_cluster_BN == born_B[:, None]).any(axis=1)
+    in_list_B = (merged_label_BNA == born_B[:, None, None]).any(axis=(1, 2))
     return {
         "match": np.where(slots_B > 0, matched_BJ.sum(axis=1) / some_B, np.nan),
         "recovered": np.where(slots_B > 0, (matched_BJ >= FOUND).sum(axis=1) / some_B, np.nan),
@@ -182,15 +194,14 @@ def _summary(user: dict[str, NDArray[np.float64]], truth: Truth) -> dict[str, fl
 def read_truth(
     dataset: Dataset, log: SimulatedLog, users_U: NDArray[np.int64], split: Literal["valid", "test"]
 ) -> Truth:
-    """Read what was planted for the users ``users_U`` of a split, and the clusters of the dataset's items.
+    """Read what was planted for the users ``users_U`` of a split, and the clusters and values of the dataset's items.
 
     Raises:
         DataError: An id or a time of the dataset is not the log's.
     """
     import polars as pl
 
-    items = _joined(dataset.items["item_id"], pl.scan_parquet(log.truth_items), "item_id", ["cluster"], log)
-    cluster_N = np.concatenate([[NONE], items["cluster"].to_numpy().astype(np.int64)])
+    label_NA = _labels(dataset, log)
     columns = ["interests", "born_cluster", "birth_time", "announced_by"]
     users = _joined(dataset.users["user_id"].gather(users_U), pl.scan_parquet(log.truth_users), "user_id", columns, log)
     size_U = users["interests"].list.len().to_numpy()
@@ -200,7 +211,21 @@ def read_truth(
     seen_U = users["birth_time"].fill_null(0).to_numpy() <= _last_seen(dataset, log, users_U, split)
     planted_UJ[:, -1] = np.where(seen_U, cluster_U, NONE)
     announced_U = users["announced_by"].cast(pl.String).fill_null("none").to_numpy()
-    return Truth(planted_UJ, np.where(seen_U, NONE, cluster_U), announced_U, cluster_N)
+    return Truth(planted_UJ, np.where(seen_U, NONE, cluster_U), announced_U, label_NA)
+
+
+def _labels(dataset: Dataset, log: SimulatedLog) -> NDArray[np.int64]:
+    """Return the clusters of the dataset's items and, behind them, their values."""
+    import polars as pl
+
+    config = log.config
+    columns = ["cluster", "aspect_values"] if config.aspects else ["cluster"]
+    items = _joined(dataset.items["item_id"], pl.scan_parquet(log.truth_items), "item_id", columns, log)
+    label_NA = items["cluster"].to_numpy().astype(np.int64)[:, None]
+    if config.aspects:
+        first_A = config.num_clusters + np.arange(config.aspects) * config.aspect_values
+        label_NA = np.concatenate([label_NA, first_A + items["aspect_values"].to_numpy()], axis=1)
+    return np.concatenate([np.full((1, label_NA.shape[1]), NONE), label_NA])
 
 
 def _joined(ids: pl.Series, truth: pl.LazyFrame, name: str, columns: list[str], log: SimulatedLog) -> pl.DataFrame:

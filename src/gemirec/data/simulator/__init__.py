@@ -14,10 +14,24 @@ Catalogue::
 Every cluster a has ``precursors_per_cluster`` *precursor items*. Each lies in another cluster (its vector, its
 category) and announces a. Precursors are no ordinary items: p(i | c) does not reach them.
 
+Aspects, with ``aspects`` A > 0. The cluster is what one kind of interest cares about; these are what others do::
+
+    v_ia  =  b_c(i)a with chance aspect_lean, else uniform      value of item i in aspect a, of aspect_values V
+    b_ca                                                        the own value of cluster c, dealt in turn at random
+
+An interest is then a cluster or, with chance ``aspect_share``, a uniform value of a uniform aspect ("of this brand").
+They are numbered: cluster c is c, value v of aspect a (from 0) is C + a V + v, and so they stand in the truth. The one
+aspect that an interest cares about (the clusters count as an aspect, too) is its *planted dimension*. It draws items by
+that alone: p(i | value) ~ rank_i ^ -item_skew over all ordinary items that have the value, ranks in random order. The
+other aspects of these items are noise *at the level of dimensions*: an item's vector must hold them, since other
+interests care about them, but they say nothing of this interest's next item, and a vector made of whole items takes
+them over. ``aspect_lean`` makes them come along with an interest as a rule instead of by accident.
+:mod:`gemirec.evaluation.planted_noise` measures them. Born interests are clusters.
+
 Users::
 
     n_u   = round(mean_events exp(activity_skew x - activity_skew^2 / 2)), x ~ N(0, 1), clipped to [min, max]_events
-    J_u   ~ uniform(interests_min .. interests_max);   clusters c_u1 .. c_uJ ~ q without replacement
+    J_u   ~ uniform(interests_min .. interests_max);   clusters c_u1 .. c_uJ ~ q without replacement (or values)
     w_u   ~ Dirichlet(interest_concentration);   d_uj ~ drift N(0, 1);   taste y_u ~ N(0, I)
     w_uj(t)  ~  w_uj exp(d_uj t)             normalised over j: the weights drift
 
@@ -40,7 +54,8 @@ Events::
 
 User features, known from the start::
 
-    segment   the super-cluster of the interest with the largest w_u; a uniform one with chance feature_noise
+    segment   the super-cluster of the interest with the largest w_u; a uniform one with chance feature_noise (every
+              value of an aspect has a super-cluster, dealt once at random, and as m_c the mean of its items)
     hint      b_u if it is announced by the feature, else "none"; with chance feature_noise a uniform cluster
     region    one of eight, uniform: says nothing (a control)
     taste_x, taste_y   the first two axes of sum_j w_uj m_c_uj, plus feature_noise N(0, 1) of their spread

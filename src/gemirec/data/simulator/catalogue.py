@@ -4,7 +4,9 @@ Inside the simulator an item is an index: the ordinary items cluster by cluster,
 the precursor items announced cluster by announced cluster. ``id_N`` maps an index to the id in the files, a random
 permutation, so that ids say nothing.
 
-Axes: N items, C clusters, G super-clusters, D latent axes, R ranks within a cluster.
+Axes: N items, M ordinary items, C clusters, I interests: the clusters, then the values of the aspects, if there are
+any (:mod:`~gemirec.data.simulator.aspects`), A aspects, S ordinary items once for each of the 1 + A ways to group them,
+G super-clusters, D latent axes, R ranks within a group.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from gemirec.data.simulator.aspects import with_aspects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,7 +78,7 @@ QUALITIES = (
     "curious",
 )
 
-_CATALOGUE, _CHUNK = 0, 1
+_CATALOGUE, _CHUNK, _ASPECTS = 0, 1, 2
 
 
 def catalogue_stream(config: SimulatorConfig) -> np.random.Generator:
@@ -101,11 +105,14 @@ class Catalogue:
         label_N: ``[N]`` int32 cluster whose category names the item carries (noisy).
         vector_ND: ``[N, D]`` float32 latent vectors.
         unit_ND: ``[N, D]`` float32 direction from the cluster's centre to the item, length 1.
-        centre_CD: ``[C, D]`` float32 cluster centres.
-        super_C: ``[C]`` int32 super-cluster of each cluster.
-        cluster_cdf_C: ``[C]`` float64 cumulative chance that a cluster is drawn as an interest.
-        start_C: ``[C]`` int64 first ordinary item of each cluster.
-        size_C: ``[C]`` int64 ordinary items of each cluster.
+        value_NA: ``[N, A]`` int32 value of each item in each aspect.
+        centre_ID: ``[I, D]`` float32 cluster centres; of a value, the mean of its ordinary items.
+        super_I: ``[I]`` int32 super-cluster of each cluster; of a value, a random one.
+        cluster_cdf_C: ``[C]`` float64 cumulative chance that a cluster is drawn as the born interest.
+        interest_cdf_I: ``[I]`` float64 cumulative chance that a cluster or value is drawn as another interest.
+        member_S: ``[S]`` int64 ordinary items, interest by interest, the most popular of each first.
+        start_I: ``[I]`` int64 place of each interest's first item in ``member_S``.
+        size_I: ``[I]`` int64 ordinary items of each interest.
         rank_cdf_R: ``[R]`` float64 cumulative unnormalised popularity of ranks 1, 2, ...
         first_precursor: Index of the first precursor item.
     """
@@ -115,11 +122,14 @@ class Catalogue:
     label_N: NDArray[np.int32]
     vector_ND: NDArray[np.float32]
     unit_ND: NDArray[np.float32]
-    centre_CD: NDArray[np.float32]
-    super_C: NDArray[np.int32]
+    value_NA: NDArray[np.int32]
+    centre_ID: NDArray[np.float32]
+    super_I: NDArray[np.int32]
     cluster_cdf_C: NDArray[np.float64]
-    start_C: NDArray[np.int64]
-    size_C: NDArray[np.int64]
+    interest_cdf_I: NDArray[np.float64]
+    member_S: NDArray[np.int64]
+    start_I: NDArray[np.int64]
+    size_I: NDArray[np.int64]
     rank_cdf_R: NDArray[np.float64]
     first_precursor: int
 
@@ -128,22 +138,24 @@ class Catalogue:
         """Items, precursors included."""
         return len(self.id_N)
 
-    def draw_clusters(self, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Turn uniform numbers in [0, 1) into clusters by their chance of being an interest."""
-        found = np.searchsorted(self.cluster_cdf_C, uniform, side="right")
-        return np.minimum(found, len(self.cluster_cdf_C) - 1)
+    def draw_interests(self, uniform: NDArray[np.float64], *, born: bool) -> NDArray[np.int64]:
+        """Turn uniform numbers in [0, 1) into interests by their chance; a born one is always a cluster."""
+        cdf = self.cluster_cdf_C if born else self.interest_cdf_I
+        return np.minimum(np.searchsorted(cdf, uniform, side="right"), len(cdf) - 1)
 
-    def draw_items(self, cluster_E: NDArray[np.int64], uniform_E: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Turn uniform numbers in [0, 1) into ordinary items of the clusters by popularity."""
-        size_E = self.size_C[cluster_E]
+    def draw_items(self, interest_E: NDArray[np.int64], uniform_E: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Turn uniform numbers in [0, 1) into ordinary items of the interests by popularity."""
+        size_E = self.size_I[interest_E]
         rank_E = np.searchsorted(self.rank_cdf_R, uniform_E * self.rank_cdf_R[size_E - 1], side="right")
-        return self.start_C[cluster_E] + np.minimum(rank_E, size_E - 1)
+        return self.member_S[self.start_I[interest_E] + np.minimum(rank_E, size_E - 1)]
 
     def popularity(self) -> NDArray[np.float64]:
         """Return ``[N]`` chance of each item given its cluster; 0 for precursor items."""
-        rank_M = np.arange(self.first_precursor) - np.repeat(self.start_C, self.size_C)
+        clusters = len(self.cluster_cdf_C)
+        start_C, size_C = self.start_I[:clusters], self.size_I[:clusters]
+        rank_M = np.arange(self.first_precursor) - np.repeat(start_C, size_C)
         chance_R = np.diff(self.rank_cdf_R, prepend=0.0)
-        total_M = np.repeat(self.rank_cdf_R[self.size_C - 1], self.size_C)
+        total_M = np.repeat(self.rank_cdf_R[size_C - 1], size_C)
         out_N = np.zeros(self.num_items)
         out_N[: self.first_precursor] = chance_R[rank_M] / total_M
         return out_N
@@ -169,20 +181,25 @@ def build_catalogue(config: SimulatorConfig) -> Catalogue:
     offset_ND = rng.standard_normal((config.num_items, dim), dtype=np.float32)
     filed_wrong_N = rng.random(config.num_items) < config.category_noise
     label_N = np.where(filed_wrong_N, rng.integers(clusters, size=config.num_items), cluster_N).astype(np.int32)
-    return Catalogue(
+    cluster_cdf_C = np.cumsum(chance_C) / chance_C.sum()
+    catalogue = Catalogue(
         id_N=rng.permutation(config.num_items),
         cluster_N=cluster_N,
         label_N=label_N,
         vector_ND=centre_CD[cluster_N] + np.float32(config.item_spread) * offset_ND,
         unit_ND=offset_ND / np.linalg.norm(offset_ND, axis=1, keepdims=True),
-        centre_CD=centre_CD,
-        super_C=super_C,
-        cluster_cdf_C=np.cumsum(chance_C) / chance_C.sum(),
-        start_C=np.concatenate([[0], np.cumsum(size_C)[:-1]]),
-        size_C=size_C,
+        value_NA=np.empty((config.num_items, 0), dtype=np.int32),
+        centre_ID=centre_CD,
+        super_I=super_C,
+        cluster_cdf_C=cluster_cdf_C,
+        interest_cdf_I=cluster_cdf_C,
+        member_S=np.arange(ordinary),
+        start_I=np.concatenate([[0], np.cumsum(size_C)[:-1]]),
+        size_I=size_C,
         rank_cdf_R=np.cumsum(np.arange(1, size_C.max() + 1) ** -config.item_skew),
         first_precursor=ordinary,
     )
+    return with_aspects(config, catalogue, _stream(config.seed, _ASPECTS, 0)) if config.aspects else catalogue
 
 
 def super_name(number: int) -> str:

@@ -38,7 +38,8 @@ class Users:
         first: Index of the first user.
         events_U: ``[U]`` int64 number of events.
         interests_U: ``[U]`` int64 number of interests.
-        cluster_UJ1: ``[U, J + 1]`` int64 clusters; beyond a user's interests they mean nothing, the last is the born.
+        cluster_UJ1: ``[U, J + 1]`` int64 clusters, or values of aspects, numbered behind the clusters; beyond a user's
+            interests they mean nothing, the last is the born one, always a cluster.
         weight_UJ: ``[U, J]`` float64 weights at the start; 0 beyond a user's interests.
         drift_UJ: ``[U, J]`` float64 change of the log-weights over the life.
         taste_UD: ``[U, D]`` float32 taste among the items of a cluster.
@@ -115,7 +116,7 @@ def _draw_users(
         first=first,
         events_U=events_U,
         interests_U=interests_U,
-        cluster_UJ1=_distinct_clusters(catalogue, rng, count, slots + (config.birth_share > 0)),
+        cluster_UJ1=_distinct_interests(config, catalogue, rng, count),
         weight_UJ=weight_UJ,
         drift_UJ=config.drift * rng.standard_normal((count, slots)),
         taste_UD=rng.standard_normal((count, config.latent_dim), dtype=np.float32),
@@ -124,13 +125,17 @@ def _draw_users(
     )
 
 
-def _distinct_clusters(catalogue: Catalogue, rng: np.random.Generator, count: int, slots: int) -> NDArray[np.int64]:
-    """Draw clusters without replacement for each user: a slot that repeats an earlier one is drawn again."""
+def _distinct_interests(
+    config: SimulatorConfig, catalogue: Catalogue, rng: np.random.Generator, count: int
+) -> NDArray[np.int64]:
+    """Draw interests without replacement for each user: a slot that repeats an earlier one is drawn again."""
+    slots = config.interests_max + (config.birth_share > 0)
     cluster_UJ1 = np.empty((count, slots), dtype=np.int64)
     for slot in range(slots):
         again = np.arange(count)
         while len(again):
-            cluster_UJ1[again, slot] = catalogue.draw_clusters(rng.random(len(again)))
+            born = slot == config.interests_max
+            cluster_UJ1[again, slot] = catalogue.draw_interests(rng.random(len(again)), born=born)
             repeats = (cluster_UJ1[again, :slot] == cluster_UJ1[again, slot, None]).any(axis=1)
             again = again[repeats]
     return cluster_UJ1

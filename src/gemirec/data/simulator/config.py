@@ -59,6 +59,17 @@ class SimulatorConfig(Config, frozen=True, kw_only=True):
     category_noise: float = 0.05
     """Chance that an item is filed under a uniform cluster's category and subcategory."""
 
+    aspects: int = 0
+    """Further aspects of an item (brand, colour), each irrelevant to the interests that care about another one; 0
+    switches them off."""
+    aspect_values: int = 8
+    """Values of each aspect; every value is a possible interest."""
+    aspect_share: float = 0.5
+    """Chance that an interest cares about the value of an aspect instead of a cluster."""
+    aspect_lean: float = 0.3
+    """Chance that an item's value in an aspect is its cluster's own: how strongly aspects come along with clicks that
+    have nothing to do with them."""
+
     mean_events: float = 35.0
     """Mean events per user, before clipping."""
     min_events: int = 8
@@ -113,6 +124,11 @@ class SimulatorConfig(Config, frozen=True, kw_only=True):
         """Clusters in all."""
         return self.num_super_clusters * self.clusters_per_super
 
+    @property
+    def num_interests(self) -> int:
+        """Possible interests: clusters, then the values of the aspects."""
+        return self.num_clusters + self.aspects * self.aspect_values
+
     def __post_init__(self) -> None:
         self._check_ranges()
         self._check_pairs()
@@ -120,13 +136,15 @@ class SimulatorConfig(Config, frozen=True, kw_only=True):
     def _check_ranges(self) -> None:
         """Check each field by itself."""
         chances = ("category_noise", "stickiness", "noise", "birth_share", "birth_from", "birth_to", "birth_weight")
-        for name in (*chances, "announced_by_feature", "announced_by_precursor", "feature_noise"):
+        shares = ("announced_by_feature", "announced_by_precursor", "feature_noise", "aspect_share", "aspect_lean")
+        for name in (*chances, *shares):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name} must be a chance", got=value, fix="give a number from 0 to 1")
         counts = ("num_users", "num_items", "num_super_clusters", "clusters_per_super", "choices", "interests_min")
         least = dict.fromkeys(counts, 1) | {"latent_dim": 2, "min_events": 2, "seed": 0, "start": 0}
-        for name, lowest in (least | {"precursors_per_cluster": 0, "precursor_events": 0}).items():
+        least |= {"precursors_per_cluster": 0, "precursor_events": 0, "aspects": 0, "aspect_values": 2}
+        for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise ConfigError(f"{name} is too small", got=getattr(self, name), fix=f"give {lowest} or more")
         for name in ("super_spread", "cluster_spread", "item_spread", "interest_concentration", "mean_events"):
@@ -156,6 +174,7 @@ class SimulatorConfig(Config, frozen=True, kw_only=True):
                 "num_super_clusters",
                 "give 2 or more clusters",
             ),
+            (self.aspects > 0 and self.aspect_share == 1, "aspect_share", "give less than 1"),
             (self.horizon < 4 * self.max_events, "horizon", f"give {4 * self.max_events} seconds or more"),
         )
         for wrong, name, fix in contradictions:

@@ -25,13 +25,13 @@ def draw_features(
     """Return the feature columns of a chunk's users, by name."""
     count, clusters = len(users.events_U), config.num_clusters
     main_U = users.cluster_UJ1[np.arange(count), users.weight_UJ.argmax(axis=1)]
-    segment_U = _disturb(config, rng, catalogue.super_C[main_U].astype(np.int64), config.num_super_clusters)
+    segment_U = _disturb(config, rng, catalogue.super_I[main_U].astype(np.int64), config.num_super_clusters)
     born_U = users.cluster_UJ1[:, -1]
     hint_U = _disturb(config, rng, np.where(users.announced_U == BY_FEATURE, born_U, clusters), clusters)
 
-    axes_UJ2 = catalogue.centre_CD[users.cluster_UJ1[:, : config.interests_max], :2]
+    axes_UJ2 = catalogue.centre_ID[users.cluster_UJ1[:, : config.interests_max], :2]
     taste_U2 = np.einsum("uj,ujd->ud", users.weight_UJ, axes_UJ2)
-    spread = catalogue.centre_CD[:, :2].std()
+    spread = catalogue.centre_ID[:, :2].std()
     taste_U2 = taste_U2 + config.feature_noise * spread * rng.standard_normal((count, 2))
     activity_U = np.log(users.events_U) + config.feature_noise * rng.standard_normal(count)
     hints = [cluster_name(config, c) for c in range(clusters)] + ["none"]

@@ -79,7 +79,7 @@ class SimulatedLog:
 
     @property
     def truth_items(self) -> Path:
-        """Cluster, popularity and vector of every item."""
+        """Cluster, popularity and vector of every item; its value in each aspect, if the log has aspects."""
         return self.path / "truth_items.parquet"
 
     @property
@@ -247,7 +247,7 @@ def _item_tables(config: SimulatorConfig, catalogue: Catalogue) -> Iterator[dict
     import pyarrow.compute as pc
 
     kinds = pa.array([cluster_name(config, c) for c in range(config.num_clusters)])
-    themes = pa.array([super_name(int(g)) for g in catalogue.super_C])
+    themes = pa.array([super_name(int(g)) for g in catalogue.super_I])
     qualities = pa.array([word.capitalize() for word in QUALITIES])
     spoken = pc.replace_substring(kinds, "/", " ")
     for index in _item_slices(catalogue):
@@ -266,6 +266,9 @@ def _item_tables(config: SimulatorConfig, catalogue: Catalogue) -> Iterator[dict
 def _item_truth_tables(config: SimulatorConfig, catalogue: Catalogue) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
 
+    def rows(value_XD: NDArray[Any]) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(value_XD.ravel(), value_XD.shape[1])
+
     popularity_N = catalogue.popularity()
     for index in _item_slices(catalogue):
         is_precursor = index >= catalogue.first_precursor
@@ -273,9 +276,9 @@ def _item_truth_tables(config: SimulatorConfig, catalogue: Catalogue) -> Iterato
         yield {
             "item_id": _ids("i", catalogue.id_N[index], config),
             "cluster": catalogue.cluster_N[index],
-            "super_cluster": catalogue.super_C[catalogue.cluster_N[index]],
+            "super_cluster": catalogue.super_I[catalogue.cluster_N[index]],
             "is_precursor": is_precursor,
             "announces": pa.array(announces.astype(np.int32), mask=~is_precursor),
             "popularity": popularity_N[index],
-            "vector": pa.FixedSizeListArray.from_arrays(catalogue.vector_ND[index].ravel(), config.latent_dim),
-        }
+            "vector": rows(catalogue.vector_ND[index]),
+        } | ({"aspect_values": rows(catalogue.value_NA[index])} if config.aspects else {})
