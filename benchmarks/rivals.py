@@ -71,8 +71,10 @@ def _composed(regularizer: Mapping[str, Any] | None) -> dict[str, Any]:
 
 REGULARIZERS: dict[str, Any] = {
     "none": _composed(None),
-    "cosine": _composed({"kind": "cosine", "weight": 1.0}),
-    "orthogonality": _composed({"kind": "orthogonality", "weight": 1.0}),
+    "cosine 0.1": _composed({"kind": "cosine", "weight": 0.1}),
+    "cosine 1": _composed({"kind": "cosine", "weight": 1.0}),
+    "orthogonality 0.1": _composed({"kind": "orthogonality", "weight": 0.1}),
+    "orthogonality 1": _composed({"kind": "orthogonality", "weight": 1.0}),
     "contrast": _composed({"kind": "contrast", "weight": 0.1}),
     "covariance, masked": _composed({"kind": "covariance", "weight": 100.0}),
     "covariance, padding counted": _composed({"kind": "covariance", "weight": 100.0, "padding": "counted"}),
