@@ -86,6 +86,24 @@ def test_mind_equals_the_transcription(bias: bool, axis: RoutingAxis) -> None:
         np.testing.assert_allclose(got[b], expected, atol=1e-5)
 
 
+def test_collected_votes_are_the_sum_and_have_its_gradients() -> None:
+    """To items, maps (of which there are more than positions) and weights, as if nothing were left out."""
+    torch.manual_seed(0)
+    maps = PositionMaps(D, K, L + 2, std=1.0)
+    item_BLD, weight_BKL, grad_BKD = (
+        case()[0].requires_grad_(),
+        torch.randn(B, K, L).requires_grad_(),
+        torch.randn(B, K, D),
+    )
+    reached = (item_BLD, maps.weight_LDE, weight_BKL)
+    vote_BKLD = maps(item_BLD)
+    whole_BKD = torch.einsum("bkl,bkld->bkd", weight_BKL, vote_BKLD)
+    collected_BKD = maps.collect(item_BLD, vote_BKLD, weight_BKL)
+    torch.testing.assert_close(collected_BKD, whole_BKD)
+    wanted = torch.autograd.grad(whole_BKD, reached, grad_BKD)
+    torch.testing.assert_close(torch.autograd.grad(collected_BKD, reached, grad_BKD), wanted)
+
+
 def test_missing_interests_take_no_part() -> None:
     """With two of three capsules the result is that of routing among those two, and the third is zero."""
     item_BLD, mask_BL = case()

@@ -141,18 +141,30 @@ def test_gradient_flows_where_the_routing_lets_it(planted: Dataset, spec: DataSp
     model.losses(batch, "train").terms["retrieval"].backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.sequence.parameters())
 
-    vote = torch.randn(2, 3, 5, 16, requires_grad=True)
+    item = torch.randn(2, 5, 16, requires_grad=True)
     logit, mask = torch.zeros(1, 3, 5), torch.ones(2, 5, dtype=torch.bool)
-    capsule = model._route(vote, logit, mask)
-    (through,) = torch.autograd.grad(capsule.square().sum(), vote)
+    capsule = model._route(item, logit, mask)
+    reached = (item, model.votes.weight_LDE)
+    through = torch.autograd.grad(capsule.square().sum(), reached)
     with torch.no_grad():  # votes as constants but in the last sum: couplings that reproduce the capsules
-        fixed = coupling_of(model, vote, logit, mask)
-    s = torch.einsum("gkl,gkld->gkd", fixed, vote)
+        fixed = coupling_of(model, model.votes(item), logit, mask)
+    s = torch.einsum("gkl,gkld->gkd", fixed, model.votes(item))
     square = s.square().sum(-1, keepdim=True)
     again = square / (1 + square) * s / (square + 1e-9).sqrt()
     torch.testing.assert_close(again, capsule)
-    (wanted,) = torch.autograd.grad(again.square().sum(), vote)
+    wanted = torch.autograd.grad(again.square().sum(), reached)
     torch.testing.assert_close(through, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_sequential_capsules_under_autocast(planted: Dataset, spec: DataSpec) -> None:
+    model = shaken(spec, sequential=True)
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses.append(model.losses(train_batch(planted, model.max_length), "train").total())
+        losses[-1].backward()  # type: ignore[no-untyped-call]
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.03)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def coupling_of(model: MGNM, vote: torch.Tensor, logit: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """MGNM: capsules at every level of a graph over the history's own items (Tian et al., SIGIR 2022, arXiv 2205.01286).
 
-Axes: B batch, L history length, K interests, D embedding, E levels, G levels times batch (level 0 first).
+Axes: B batch, L history length, K interests, D embedding, E levels, G levels times batch (level 0 first),
+X = 4 D gates, Z = 2 D states of both directions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from gemirec.components.graph import GraphLevels, Hops, adjacency
 from gemirec.components.losses import MultiInterestLossConfig
 from gemirec.components.pooling import mean_pool
 from gemirec.components.regularizers import weighted_mean
+from gemirec.components.two_way_lstm import two_way_states
 from gemirec.errors import ConfigError
 from gemirec.models.base import Histories, LossTerms, TrainBatch
 from gemirec.models.common import Count, MultiInterestConfig, PositiveFloat, TableModel, widen
@@ -123,16 +125,20 @@ class MGNM(TableModel):
         user_BD = mean_pool(item_BLD, mask_BL) if self.config.user_graph == "history_mean" else None
         edge_BLL = adjacency(item_BLD, mask_BL, user_BD)
         levels = self.graph(item_BLD, mask_BL, edge_BLL)
-        vote_GKLD = self.votes(torch.cat(levels))
-        mask_GL = mask_BL.repeat(len(levels), 1)
-        interest_GKD = self._route(vote_GKLD, self._logits(histories, len(levels)), mask_GL)
+        item_GLD, mask_GL = torch.cat(levels), mask_BL.repeat(len(levels), 1)
+        interest_GKD = self._route(item_GLD, self._logits(histories, len(levels)), mask_GL)
         return interest_GKD.view(len(levels), len(mask_BL), *interest_GKD.shape[1:]).transpose(0, 1), edge_BLL
 
-    def _route(self, vote_GKLD: Tensor, logit_GKL: Tensor, mask_GL: Tensor) -> Tensor:
+    def _route(self, item_GLD: Tensor, logit_GKL: Tensor, mask_GL: Tensor) -> Tensor:
         """Return the capsules ``[G, K, D]``."""
+        with torch.no_grad():  # only the last round's sum has a gradient to the votes
+            vote_GKLD = self.votes(item_GLD)
         if self.sequence is None:
-            return self.routing.route(vote_GKLD, logit_GKL, mask_GL)[0]
-        return route_in_sequence(self.routing, self.sequence, vote_GKLD, logit_GKL, mask_GL)
+            weight_GKL = self.routing.weights(vote_GKLD, logit_GKL, mask_GL)
+        else:
+            state_GLD = self.sequence(item_GLD, self.votes.weight_LDE, mask_GL)
+            weight_GKL = weights_in_sequence(self.routing, self.sequence, vote_GKLD, state_GLD, logit_GKL, mask_GL)
+        return squash(self.votes.collect(item_GLD, vote_GKLD, weight_GKL))
 
     def _logits(self, histories: Histories, levels: int) -> Tensor:
         """Return the initial routing logits ``[G or 1, K, L]``."""
@@ -144,7 +150,11 @@ class MGNM(TableModel):
 
 
 class VoteSequence(nn.Module):
-    """What comes before and after a vote: an LSTM in each direction over the votes of all capsules, mapped to votes."""
+    """What comes before and after a vote: an LSTM in each direction over the votes of all capsules, mapped to votes.
+
+    Votes are linear in the items, and so are sums over the votes that the map gives: neither the LSTMs' inputs
+    ``[G, L, K D]`` nor those votes ever exist.
+    """
 
     def __init__(self, dim: int, num_interests: int) -> None:
         super().__init__()
@@ -152,23 +162,46 @@ class VoteSequence(nn.Module):
         self.reverse = nn.LSTM(num_interests * dim, dim, batch_first=True)
         self.outer = nn.Linear(2 * dim, num_interests * dim, bias=False)
 
-    def forward(self, vote_GKLD: Tensor, mask_GL: Tensor) -> Tensor:
-        """Return ``[G, K, L, D]``. Each direction begins at a real item, so that padding is seen by none of them."""
-        _, interests, _, dim = vote_GKLD.shape
-        vote_GLX = vote_GKLD.transpose(1, 2).flatten(2)
-        place_L = torch.arange(mask_GL.shape[1], device=mask_GL.device)
-        turned_GL1 = (mask_GL.sum(dim=1, keepdim=True) - 1 - place_L).clamp(min=0)[:, :, None]
-        onward_GLD, _ = self.onward(vote_GLX)
-        backward_GLD, _ = self.reverse(vote_GLX.gather(1, turned_GL1.expand_as(vote_GLX)))
-        backward_GLD = backward_GLD.gather(1, turned_GL1.expand_as(backward_GLD))
-        out_GLX: Tensor = self.outer(torch.cat([onward_GLD, backward_GLD], dim=2))
-        return out_GLX.view(*mask_GL.shape, interests, dim).transpose(1, 2)
+    def forward(self, item_GLD: Tensor, weight_LDE: Tensor, mask_GL: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the states ``[G, L, D]`` of both directions; items and their maps ``weight_LDE`` are constants.
+
+        Each direction begins at a real item, so that padding is seen by none of them.
+        """
+        input_XE, recurrent_XD, *bias_X = zip(self.onward.all_weights[0], self.reverse.all_weights[0], strict=True)
+        map_LDX = weight_LDE[: item_GLD.shape[1]].detach() @ torch.cat(input_XE).T
+        map_L2DX = torch.stack(map_LDX.chunk(2, dim=2), dim=1)
+        recurrent_2DX = torch.stack(recurrent_XD).transpose(1, 2)
+        bias_2X = torch.stack(bias_X[0]) + torch.stack(bias_X[1])
+        return two_way_states(item_GLD, map_L2DX, recurrent_2DX, bias_2X, mask_GL)
+
+    def gather(self, weight_GKL: Tensor, state_GLD: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the weighted sums ``[G, K, D]`` of its votes."""
+        sum_GKZ = torch.cat([weight_GKL @ part_GLD.float() for part_GLD in state_GLD], dim=2)
+        return torch.einsum("gkz,kdz->gkd", sum_GKZ, self._outer_KDZ())
+
+    def agreement(self, capsule_GKD: Tensor, state_GLD: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the inner products ``[G, K, L]`` of capsules and its votes."""
+        asked_GKZ = torch.einsum("gkd,kdz->gkz", capsule_GKD, self._outer_KDZ())
+        parts = zip(state_GLD, asked_GKZ.chunk(2, dim=2), strict=True)
+        # States on the left: their gradient then lies in memory as they do.
+        agreement_GLK = torch.stack([part_GLD.float() @ asked_GKD.transpose(1, 2) for part_GLD, asked_GKD in parts])
+        return agreement_GLK.sum(dim=0).transpose(1, 2)
+
+    def _outer_KDZ(self) -> Tensor:
+        """Return the map to votes, by interest."""
+        dim = self.onward.hidden_size
+        return self.outer.weight.view(-1, dim, 2 * dim)
 
 
-def route_in_sequence(
-    routing: Routing, sequence: VoteSequence, vote_GKLD: Tensor, logit_GKL: Tensor, mask_GL: Tensor
+def weights_in_sequence(
+    routing: Routing,
+    sequence: VoteSequence,
+    vote_GKLD: Tensor,
+    state_GLD: tuple[Tensor, Tensor],
+    logit_GKL: Tensor,
+    mask_GL: Tensor,
 ) -> Tensor:
-    """Return the capsules ``[G, K, D]`` of the sequential capsule network.
+    """Return the last round's couplings ``[G, K, L]`` of the sequential capsule network.
 
     Routing by agreement in which the second round hears ``LSTM(sg u) + sg u`` in place of the votes ``u``; ``sg`` stops
     the gradient. The sequence learns through the logits that its round leaves behind, the maps through the last round's
@@ -177,16 +210,20 @@ def route_in_sequence(
     Args:
         routing: Rounds, at least 3, and couplings.
         sequence: The LSTMs.
-        vote_GKLD: ``[G, K, L, D]`` votes.
+        vote_GKLD: ``[G, K, L, D]`` votes, taken as constants.
+        state_GLD: What ``sequence`` gave for them.
         logit_GKL: ``[G or 1, K, L]`` initial logits.
         mask_GL: ``[G, L]`` bool, true at real items.
     """
     logit_GKL = logit_GKL.float().expand(len(mask_GL), -1, -1)
-    fixed_GKLD = vote_GKLD.detach().float()
+    vote_GKLD = vote_GKLD.detach().float()
     for number in range(routing.rounds - 1):
-        heard_GKLD = fixed_GKLD + sequence(vote_GKLD.detach(), mask_GL).float() if number == 1 else fixed_GKLD
         weight_GKL = routing.coupling(logit_GKL, mask_GL, None)
-        capsule_GKD = squash(torch.einsum("gkl,gkld->gkd", weight_GKL, heard_GKLD))
-        logit_GKL = logit_GKL + torch.einsum("gkd,gkld->gkl", capsule_GKD, heard_GKLD)
-    weight_GKL = routing.coupling(logit_GKL, mask_GL, None)
-    return squash(torch.einsum("gkl,gkld->gkd", weight_GKL, vote_GKLD.float()))
+        sum_GKD = torch.einsum("gkl,gkld->gkd", weight_GKL, vote_GKLD)
+        if number == 1:
+            sum_GKD = sum_GKD + sequence.gather(weight_GKL, state_GLD)
+        capsule_GKD = squash(sum_GKD)
+        logit_GKL = logit_GKL + torch.einsum("gkd,gkld->gkl", capsule_GKD, vote_GKLD)
+        if number == 1:
+            logit_GKL = logit_GKL + sequence.agreement(capsule_GKD, state_GLD)
+    return routing.coupling(logit_GKL, mask_GL, None)
