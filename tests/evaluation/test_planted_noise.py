@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -238,3 +239,41 @@ def test_a_log_without_aspects_is_refused(dataset: Dataset, log: SimulatedLog, t
     plain = simulate(tmp_path / "log", SimulatorConfig(**config))
     with pytest.raises(DataError, match="no aspects"):
         planted_noise(Seer(dataset, log, 0.0), dataset, plain)
+
+
+def cooccurrence_vectors(log: SimulatedLog, width: int) -> np.ndarray:
+    """Item vectors from the log alone: the leading eigenvectors of the positive pointwise mutual information."""
+    table = pl.read_parquet(log.interactions)
+    seen = np.zeros((log.config.num_items, log.config.num_users))
+    seen[table["item_id"].to_numpy(), table["user_id"].to_numpy()] = 1.0
+    both = seen @ seen.T
+    np.fill_diagonal(both, 0.0)
+    expected = np.outer(both.sum(axis=1), both.sum(axis=0)) / both.sum()
+    value, vector = np.linalg.eigh(np.log(np.maximum(both / expected, 1.0)))
+    return np.asarray((vector * np.sqrt(np.maximum(value, 0)))[:, -width:])
+
+
+def test_vectors_of_cooccurrence_take_up_the_aspects_if_some_interests_care_about_them(tmp_path: Path) -> None:
+    def measure(share: float) -> tuple[np.ndarray, list[float]]:
+        size = {"num_users": 2000, "num_items": 400, "mean_events": 30.0, "aspect_share": share}
+        config = {name: getattr(TINY, name) for name in TINY.__struct_fields__} | size
+        log = simulate(tmp_path / str(share), SimulatorConfig(**config))
+        assert log.truth_events is not None
+        truth = pl.read_parquet(log.truth_items)
+        label = np.column_stack([truth["cluster"], truth["aspect_values"].to_numpy() + np.array([6, 10])])
+        space, item = planted_space(label, np.repeat([0, 1, 2], [6, 4, 4])), cooccurrence_vectors(log, 24)
+        clicks = pl.concat([pl.read_parquet(log.interactions), pl.read_parquet(log.truth_events)], how="horizontal")
+        clicks = clicks.filter(pl.col("kind").cast(pl.String) == "interest").group_by("user_id", "cluster")
+        lists = clicks.agg("item_id", n=pl.len()).filter(pl.col("n") >= 6)
+        clicked, planted = np.stack(lists["item_id"].list.head(6).to_numpy()), lists["cluster"].to_numpy()[:, None]
+        probe, one = fit_probe(item, space), torch.ones(len(clicked), 1, dtype=torch.bool)
+        means = [torch.from_numpy(item[clicked[:, :m]].mean(axis=1, keepdims=True)) for m in (1, 3, 6)]
+        noise = [float(np.nanmean(interest_noise(mean, one, planted, probe, space)[0])) for mean in means]
+        return probe.r2_A, noise
+
+    r2, noise = measure(0.5)
+    assert r2.min() > 0.4
+    assert noise[0] > 1.3 * noise[1] > 1.3**2 * noise[2], "whole items bring noise, and more clicks average it out"
+    unlearnt, _ = measure(0.0)
+    assert unlearnt[0] > 0.4
+    assert unlearnt[1:].max() < 0.1, "an aspect that nobody cares about is not in the log"
