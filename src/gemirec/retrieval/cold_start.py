@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -109,8 +109,8 @@ def fit_ridge(blocks: Iterable[Block], strength: float) -> Ridge:
         weighted_GX = (one_XG * w_X[:, None]).T
         left, right = left + weighted_GX @ one_XG, right + weighted_GX @ y_XD
     mean_D = right[-1] / left[-1, -1]
-    penalty_G = np.append(np.full(len(left) - 1, strength), 0.0)
-    solved_GD: NDArray[np.float64] = np.linalg.solve(left + np.diag(penalty_G), right)
+    left[np.diag_indices(len(left) - 1)] += strength
+    solved_GD: NDArray[Any] = np.linalg.solve(left, right)
     return Ridge(solved_GD[:-1], solved_GD[-1], mean_D)
 
 
