@@ -265,7 +265,7 @@ def test_vectors_of_cooccurrence_take_up_the_aspects_if_some_interests_care_abou
         clicks = pl.concat([pl.read_parquet(log.interactions), pl.read_parquet(log.truth_events)], how="horizontal")
         clicks = clicks.filter(pl.col("kind").cast(pl.String) == "interest")
         lists = clicks.group_by("user_id", "cluster").agg("item_id", n=pl.len()).filter(pl.col("n") >= 6)
-        clicked, planted = np.stack(lists["item_id"].list.head(6).to_numpy()), lists["cluster"].to_numpy()[:, None]
+        clicked, planted = np.array(lists["item_id"].list.head(6).to_list()), lists["cluster"].to_numpy()[:, None]
         probe, one = fit_probe(item, space), torch.ones(len(clicked), 1, dtype=torch.bool)
         means = [torch.from_numpy(item[clicked[:, :m]].mean(axis=1, keepdims=True)) for m in (1, 3, 6)]
         noise = [float(np.nanmean(interest_noise(mean, one, planted, probe, space)[0])) for mean in means]
