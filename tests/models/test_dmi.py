@@ -313,17 +313,19 @@ def test_a_history_of_one_item(rule: Any, spec: DataSpec) -> None:
 
 
 def test_neighbours_guide(planted: Dataset, spec: DataSpec) -> None:
-    """The co-occurring items of the history's, attended to from the coarse interest, come into every step."""
-    model = over("comirec_sa", spec, guidance="neighbours", neighbours=3).eval()
+    """What co-occurs with the newest items, attended to from the coarse interest, comes into every step."""
+    model = over("comirec_sa", spec, guidance="neighbours", neighbours=3, neighbours_of=4).eval()
     before = model.coarse(held_out(planted, model.max_length)).guide_BKD
     assert before is not None
     assert (before == 0).all()
     model.learn_from(planted)
     shake(model, 0.3)
     histories = held_out(planted, model.max_length)
+    histories.item_BL[0, 2:] = 0  # fewer than are asked for
     coarse = model.coarse(histories)
     id_NM = cooccurrence(planted, max_neighbours=3).id_NM
-    around = id_NM[histories.item_BL.numpy()].reshape(len(histories.item_BL), -1)
+    newest = [np.pad(row[row > 0][-4:], (0, 4 - len(row[row > 0][-4:]))) for row in histories.item_BL.numpy()]
+    around = id_NM[np.array(newest)].reshape(len(newest), -1)
     vector = unit(numpy_of(model.item_vectors()))[around]
     x0 = numpy_of(coarse.clean_BKD)
     score = np.where(around[:, None] > 0, np.einsum("bkd,bmd->bkm", x0, vector), -1e9)

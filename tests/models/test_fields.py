@@ -50,6 +50,7 @@ COMPANY: dict[str, dict[str, Any]] = {
     "bam:linear_dim": {"selection": "linear"},
     "dmi:serve_seed": {"serve_start": "noised"},
     "dmi:neighbours": {"guidance": "neighbours"},
+    "dmi:neighbours_of": {"guidance": "neighbours"},
     "dmi:memory": {"guidance": "users"},
     "dmi:contrast_temperature": {"contrast_weight": 0.5},
     "dmi:train": {"base_share": 0.5},

@@ -37,7 +37,9 @@ class DMIConfig(MultiInterestConfig, frozen=True, kw_only=True):
     history's in training sequences (``neighbours``), or the nearest interests of other ``users``."""
     neighbours: Count = 5
     """With ``guidance``: co-occurring items of each item, or other users' interests of each interest."""
-    memory: Count = 1024
+    neighbours_of: Count = 5
+    """With ``guidance: neighbours``: the most recent items of a history whose co-occurring items are read."""
+    memory: Count = 256
     """Interests remembered, of the users trained last. With ``guidance: users``."""
     reverse_steps: Annotated[int, Meta(ge=1, le=10)] = 2
     """Reverse steps, in training as at serving; no more than ``noise.steps``."""

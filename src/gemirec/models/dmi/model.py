@@ -231,14 +231,18 @@ class DMI(TableModel):
 
     def _directions(self, item_X: Tensor) -> Tensor:
         """Return the unit vectors ``[..., D]`` of items, zero for padding."""
-        return F.normalize(self.base.item_vectors(item_X)[..., : self.config.dim].float(), dim=-1)
+        vector_XD = self.base.item_vectors(item_X)[..., : self.config.dim].float()
+        return vector_XD if self.config.loss.normalize else F.normalize(vector_XD, dim=-1)  # they are units already
 
     def _guide(self, clean_BKD: Tensor, wide: Histories) -> Tensor | None:
         """Return what other users say ``[B, K, D]``, if they are asked."""
         if self.memory is not None:
             return self.memory.nearest(clean_BKD, self.config.neighbours)
         if self.config.guidance == "neighbours":
-            neighbour_BM = self.neighbour_NM[wide.item_BL].flatten(1).long()
+            age_R = torch.arange(min(self.config.neighbours_of, self.max_length), device=clean_BKD.device)
+            place_BR = wide.length_B[:, None] - 1 - age_R
+            newest_BR = wide.item_BL.gather(1, place_BR.clamp(min=0)) * (place_BR >= 0)
+            neighbour_BM = self.neighbour_NM[newest_BR].flatten(1).long()
             return attended(clean_BKD, self._directions(neighbour_BM), neighbour_BM > 0)
         return None
 
