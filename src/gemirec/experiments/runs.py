@@ -15,6 +15,7 @@ from gemirec.data.simulator import SimulatedLog
 from gemirec.data.writer import write_table
 from gemirec.errors import ConfigError, DataError
 from gemirec.evaluation.planted import planted_scores
+from gemirec.evaluation.planted_noise import planted_noise
 from gemirec.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def evaluate_run(
     if truth is not None:
         log, data = SimulatedLog.open(truth), Dataset.open(dataset)
         found["planted"] = planted_scores(recommender.model, data, log, config.split)
+        if log.config.aspects:
+            found["planted"] |= planted_noise(recommender.model, data, log, config.split)
     return found
 
 
