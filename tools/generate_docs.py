@@ -42,13 +42,13 @@ def models_page() -> str:
     for name, row in MODELS.items():
         cls = config_class(name)
         docs = field_docs_deep(cls)
-        profiles = {profile: flat(load_profile(name, profile)["model"]) for profile in PROFILES}
+        profiles = {profile: flat(load_profile(name, profile)["model"], docs) for profile in PROFILES}
         lines += [f"## {name}", "", f"{row.line}. {row.paper}.", ""]
         lines += [
             "| field | default | " + " | ".join(PROFILES) + " | meaning |",
             "|---|---|" + "---|" * len(PROFILES) + "---|",
         ]
-        for field, value in flat(to_dict(cls())).items():
+        for field, value in flat(to_dict(cls()), docs).items():
             cells = [plain(profiles[profile][field]) if field in profiles[profile] else "" for profile in PROFILES]
             lines.append(f"| `{field}` | {plain(value)} | " + " | ".join(cells) + f" | {docs.get(field, '')} |")
         lines.append("")
@@ -71,7 +71,7 @@ def field_docs(cls: type[Config]) -> dict[str, str]:
 def rows_of(cls: type[Config]) -> list[str]:
     """Return one table row per field, those of nested configs included."""
     docs = field_docs_deep(cls)
-    return [f"| `{key}` | {plain(value)} | {docs.get(key, '')} |" for key, value in flat(to_dict(cls())).items()]
+    return [f"| `{key}` | {plain(value)} | {docs.get(key, '')} |" for key, value in flat(to_dict(cls()), docs).items()]
 
 
 def plain(value: object) -> str:
@@ -80,6 +80,8 @@ def plain(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(plain, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {plain(part)}' for key, part in value.items())}}}"
     return str(value) if value != "" else '""'
 
 
@@ -106,12 +108,13 @@ def field_docs_deep(cls: type[Config], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested mappings as ``{"a.b": value}``."""
+def flat(values: dict[str, object], docs: dict[str, str], prefix: str = "") -> dict[str, object]:
+    """Return nested configs as ``{"a.b": value}``; a mapping that is one field, by ``docs``, stays whole."""
     out: dict[str, object] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
+        inner = f"{prefix}{key}."
+        if isinstance(value, dict) and any(name.startswith(inner) for name in docs):
+            out |= flat(value, docs, inner)
         else:
             out[f"{prefix}{key}"] = value
     return out
