@@ -84,9 +84,9 @@ def test_a_learned_threshold_has_the_gradient_of_a_sigmoid() -> None:
     assert score.grad[0].abs().min() > 0
 
 
-def build(rule: Any = "top", *, guided: bool = False, train: bool = True) -> Denoiser:
+def build(rule: Any = "top", *, guided: bool = False, train: bool = True, reads: bool = True) -> Denoiser:
     torch.manual_seed(0)
-    config = DenoiserConfig(prune=PruneConfig(rule=rule))
+    config = DenoiserConfig(prune=PruneConfig(rule=rule), cross_attention=reads)
     model = Denoiser(config, 6, signal_schedule("cosine", 5, 0.6), guided=guided)
     if train:
         with torch.no_grad():
@@ -106,8 +106,9 @@ def inputs(length: Any = (4, 2, 1, 0)) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("guided", [False, True])
-def test_a_step(rule: Any, guided: bool) -> None:
-    model = build(rule, guided=guided)
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_step(rule: Any, guided: bool, reads: bool) -> None:
+    model = build(rule, guided=guided, reads=reads)
     noised, step, item, mask, guide = inputs()
     w = {key: numpy_of(value) for key, value in [*model.named_parameters(), *model.named_buffers()]}
     x, e, u = numpy_of(noised), numpy_of(item), numpy_of(guide)
@@ -120,7 +121,7 @@ def test_a_step(rule: Any, guided: bool) -> None:
     config = PruneConfig(rule=rule, threshold=float(w.get("threshold", 0.0)))
     kept = keep_by_hand(score, real, config)
     a = np.exp(score - score.max(2, keepdims=True)) * kept
-    a = a / np.maximum(a.sum(2, keepdims=True), 1e-20)
+    a = a / np.maximum(a.sum(2, keepdims=True), 1e-20) * reads
     np.testing.assert_allclose(numpy_of(model.attention(noised, step, item, mask)), a, rtol=1e-4, atol=1e-6)
     c = np.sqrt(6) * (a @ e) @ w["value.weight"].T
     mixed = q + c + (u if guided else 0)

@@ -55,6 +55,8 @@ class DenoiserConfig(Config, frozen=True, kw_only=True):
     """Width of the hidden layer in multiples of ``dim``."""
     prune: PruneConfig = PruneConfig()
     """Which items are read."""
+    cross_attention: bool = True
+    """Read the history at all. Without it ``c`` is 0, and guidance is all that a step knows of beside the interest."""
 
 
 def kept_items(
@@ -191,13 +193,15 @@ class Denoiser(nn.Module):
     def attention(self, noised_BKD: Tensor, step_B: Tensor, item_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Return what each interest reads: ``[B, K, L]`` float32, rows summing to 1 over the items it keeps.
 
-        Arguments as for :meth:`forward`. Rows of histories without items are zero.
+        Arguments as for :meth:`forward`. Rows of histories without items are zero, without cross-attention all are.
         """
         return self._attention(noised_BKD.float() + self.time(step_B)[:, None], item_BLD, mask_BL)
 
     def _attention(self, timed_BKD: Tensor, item_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         score_BKL = (self.query(timed_BKD) @ item_BLD.transpose(1, 2)).float()
         kept_BKL = kept_items(score_BKL, mask_BL, self.config.prune, self.threshold)
+        if not self.config.cross_attention:
+            return torch.zeros_like(kept_BKL)
         share_BKL = torch.softmax(score_BKL.masked_fill(~mask_BL[:, None], _MASKED), dim=2) * kept_BKL
         return share_BKL / share_BKL.sum(dim=2, keepdim=True).clamp(min=1e-20)
 

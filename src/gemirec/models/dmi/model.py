@@ -224,10 +224,12 @@ class DMI(TableModel):
         self.refine(coarse, watch=watch)
         return torch.stack(seen)[..., : histories.item_BL.shape[1]]
 
-    def attribution(self, histories: Histories) -> Tensor:
+    def attribution(self, histories: Histories) -> Tensor | None:
         """Return what the base says of its coarse interests; what the last step reads where the base says nothing."""
         weight_BKL = self.base.attribution(histories)
-        return self.reads(histories)[-1] if weight_BKL is None else weight_BKL
+        if weight_BKL is None and self.config.denoiser.cross_attention:
+            return self.reads(histories)[-1]
+        return weight_BKL
 
     def _directions(self, item_X: Tensor) -> Tensor:
         """Return the unit vectors ``[..., D]`` of items, zero for padding."""
