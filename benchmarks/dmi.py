@@ -1,0 +1,158 @@
+"""What each part of DMI brings: recall beside its extractor, and the planted noise that is left in interests.
+
+    python benchmarks/dmi.py                                        # everything; finished runs are kept
+    python benchmarks/dmi.py --data amazon-beauty --seeds 1
+    python benchmarks/dmi.py --page docs/research/dmi.md            # write the tables of what is there, train nothing
+
+Comparisons of ``gemirec compare`` in ``runs/dmi``, the budget of ``rivals.py``. The log ``aspects`` is simulated: items
+have aspects that are noise to most interests, and the share of it in coarse and in refined interests is measured
+against the planted truth. The others lie in ``../shared/data``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from gemirec import Recommender
+from gemirec.data.dataset import Dataset
+from gemirec.data.prepare import prepare
+from gemirec.data.simulator import SimulatedLog, SimulatorConfig, simulate
+from gemirec.evaluation.planted_noise import planted_noise
+from gemirec.experiments.compare import compare
+from gemirec.models.dmi import DMI
+from results import write_page
+from rivals import FALLING, SETTINGS, Printed, folder, table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gemirec.models.base import Histories, Interests
+
+LOGS = ("amazon-beauty", "ml-1m", "kuairand-pure", "aspects")
+ASPECTS: dict[str, Any] = {"aspects": 3, "num_super_clusters": 4, "clusters_per_super": 5, "num_items": 1000}
+USERS = 10_000
+
+
+def _dmi(model: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
+    """Return DMI over ComiRec-SA with some fields of its own."""
+    return {"base": "dmi", "model": model or {}, "training": {**FALLING, **training}}
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "parts": {
+        "comirec_sa": {"training": FALLING},
+        "dmi": _dmi(),
+        "no guidance": _dmi({"guidance": "history"}),
+        "guided by users": _dmi({"guidance": "users"}),
+        "no pruning": _dmi({"denoiser": {"prune": {"rule": "none"}}}),
+        "no cross-attention": _dmi({"denoiser": {"cross_attention": False}}),
+        "no cross-attention, no guidance": _dmi({"guidance": "history", "denoiser": {"cross_attention": False}}),
+        "no noise": _dmi({"train_start": "clean", "reconstruction_weight": 0.0}),
+        "no reconstruction": _dmi({"reconstruction_weight": 0.0}),
+    },
+    "steps": {f"{n} steps": _dmi({"reverse_steps": n}) for n in (1, 2, 5, 10)},
+    "noise": {f"noise {amount}": _dmi({"noise": {"amount": amount}}) for amount in (0.01, 0.1, 0.3, 0.6, 0.9)},
+    "extractors": {
+        "comirec_dr": {},
+        "dmi over comirec_dr": {"base": "dmi", "model": {"base": {"model": "comirec_dr"}}, "training": FALLING},
+        "simrec": {},
+        "dmi over simrec": {"base": "dmi", "model": {"base": {"model": "simrec"}}, "training": FALLING},
+        "gemirec": {"training": {"steps": 3000}},
+        "gemirec+dmi": {"base": "dmi", "profile": "gemirec", "training": {"steps": 3000}},
+    },
+}
+TITLES = {
+    "parts": "Without each part",
+    "steps": "Reverse steps",
+    "noise": "Amount of noise",
+    "extractors": "Over other models",
+}
+
+
+def prepared_log(log: str, cache: Path) -> Path:
+    """Return the folder of a prepared log; ``aspects`` is simulated."""
+    if log != "aspects":
+        return folder(log, cache)
+    source = cache / "aspects-log"
+    made = (
+        SimulatedLog.open(source) if source.exists() else simulate(source, SimulatorConfig(num_users=USERS, **ASPECTS))
+    )
+    if not (cache / log).exists():
+        prepare(made.interactions, cache / log, items=made.items, users=made.users)
+    return cache / log
+
+
+def noise_table(report: Mapping[str, Any], out: Path, cache: Path) -> list[str]:
+    """Return the share of interests' energy off their planted aspect, before and after, of the first seed's runs."""
+    data, log = Dataset.open(cache / "aspects"), SimulatedLog.open(cache / "aspects-log")
+    lines = ["| model | coarse | refined | matched | probe R2 |", "|---|---|---|---|---|"]
+    for row in report["rows"]:
+        if row["dataset"] != data.info.name:
+            continue
+        first = next(iter(row["runs"].values()))
+        model = Recommender.from_pretrained(out / first / "artifact").model
+        after, before = planted_noise(model, data, log), {}
+        if isinstance(model, DMI):
+            before = planted_noise(model, data, log, read=partial(_coarse, model))
+        coarse = f"{before['interest_noise']:.3f}" if before else "-"
+        lines.append(
+            f"| `{row['model']}` | {coarse} | {after['interest_noise']:.3f} | {after['noise_matched']:.2f} "
+            f"| {after['probe_r2']:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def _coarse(model: DMI, histories: Histories) -> Interests:
+    """Return the interests before refinement."""
+    return model.coarse(histories).found
+
+
+def page(reports: Mapping[str, Mapping[str, Any]], out: Path, cache: Path) -> str:
+    """Return the generated part of the page."""
+    lines = [""]
+    for part, report in reports.items():
+        lines += [f"## {TITLES[part]}", ""]
+        for about in report["datasets"]:
+            if any(row["dataset"] == about["name"] for row in report["rows"]):
+                lines += [f"### {about['name']}", "", *table(report, about["name"])]
+                if about["name"] == "aspects":
+                    lines += noise_table(report, out, cache)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--data", nargs="+", default=list(LOGS), choices=LOGS)
+    parser.add_argument("--models", nargs="+", help="only these of a part's")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--cache", type=Path, default=Path("runs/prepared"))
+    parser.add_argument("--out", type=Path, default=Path("runs/dmi"))
+    parser.add_argument("--page", type=Path, help="write the tables of what is there into this page; trains nothing")
+    args = parser.parse_args()
+    logs = [prepared_log(log, args.cache) for log in args.data]
+    reports = {}
+    for part in args.parts:
+        names = [name for name in PARTS[part] if args.models is None or name in args.models]
+        reports[part] = compare(
+            logs,
+            args.out,
+            models=names,
+            seeds=args.seeds,
+            minutes=0.0 if args.page else None,
+            overrides={**SETTINGS, "models": PARTS[part]},
+            watcher=Printed(),
+        )
+    if args.page:
+        write_page(args.page, page(reports, args.out, args.cache), "dmi.py")
+
+
+if __name__ == "__main__":
+    main()
