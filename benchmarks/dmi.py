@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from gemirec import Recommender
 from gemirec.data.dataset import Dataset
-from gemirec.data.prepare import prepare
+from gemirec.data.prepare import PrepareConfig, prepare
 from gemirec.data.simulator import SimulatedLog, SimulatorConfig, simulate
 from gemirec.evaluation.planted_noise import planted_noise
 from gemirec.experiments.compare import compare
@@ -84,7 +84,7 @@ def prepared_log(log: str, cache: Path) -> Path:
         SimulatedLog.open(source) if source.exists() else simulate(source, SimulatorConfig(num_users=USERS, **ASPECTS))
     )
     if not (cache / log).exists():
-        prepare(made.interactions, cache / log, items=made.items, users=made.users)
+        prepare(made.interactions, cache / log, items=made.items, users=made.users, config=PrepareConfig(name=log))
     return cache / log
 
 
