@@ -114,8 +114,8 @@ class MergeConfig(Config, frozen=True, kw_only=True):
             raise ConfigError("merge.pool must be 1 or more", got=self.pool, fix="leave the default, 4")
         shares = (1.0,) if isinstance(self.quota, str) else self.quota
         if not all(0 <= share < math.inf for share in shares) or sum(shares) <= 0:
-            got, fix = list(shares), "give one number for each interest, 0 or more, not all 0: [2, 1, 1]"
-            raise ConfigError("shares of a quota must be 0 or more, and one of them above 0", got=got, fix=fix)
+            fix = "give one number for each interest, 0 or more, not all 0: [2, 1, 1]"
+            raise ConfigError("shares of a quota must be 0 or more, and one of them above 0", got=list(shares), fix=fix)
 
 
 class EvaluationConfig(Config, frozen=True, kw_only=True):

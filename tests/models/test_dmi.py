@@ -365,7 +365,9 @@ def test_the_coordinates_of_cells_stay_as_they_are(planted: Dataset, spec: DataS
     torch.testing.assert_close(refined.vector_BKD[..., :16].norm(dim=2), refined.mask_BK.float())
     assert refined.code_BKC is not None
     assert torch.equal(refined.code_BKC, coarse.code_BKC)  # type: ignore[arg-type]
-    assert model.attribution(histories).shape == (len(histories.item_BL), 3, model.max_length)
+    weight_BKL = model.attribution(histories)
+    assert weight_BKL is not None
+    assert weight_BKL.shape == (len(histories.item_BL), 3, model.max_length)
 
 
 def test_gemirec_goes_through_its_stages_first(planted: Dataset, spec: DataSpec) -> None:
