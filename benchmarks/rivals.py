@@ -3,6 +3,7 @@
     python benchmarks/rivals.py                                    # everything; finished runs are kept
     python benchmarks/rivals.py --parts models --data ml-1m        # a part; two calls may work in one folder
     python benchmarks/rivals.py --page docs/results-rivals.md      # write the tables from what is there, train nothing
+    python benchmarks/rivals.py --targets                          # the share of test targets that training has seen
 
 Each part is a comparison of ``gemirec compare`` in one folder, ``runs/rivals``: ``models`` (all of them on the small
 logs), ``large``, ``paper`` (profiles as published, for the sanity bands), ``interests`` (K), ``regularizers`` (each
@@ -22,6 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
+
+from gemirec.data.batches import evaluation_batches
+from gemirec.data.dataset import Dataset
 from gemirec.experiments.compare import compare
 from gemirec.experiments.compare_table import number
 from gemirec.experiments.watch import Silent
@@ -147,7 +152,6 @@ def folder(log: str, cache: Path) -> Path:
     """Prepare a log once and return its folder; ``globo-time`` is globo cut in time instead of by users."""
     if log != "globo-time":
         return prepared(log, cache).path
-    from gemirec.data.dataset import Dataset
     from gemirec.data.prepare import PrepareConfig, prepare
 
     out = cache / log
@@ -162,6 +166,13 @@ def folder(log: str, cache: Path) -> Path:
             config=config,
         )
     return Dataset.open(out).path
+
+
+def seen_share(data: Dataset) -> float:
+    """Return the share of test targets that have a training event."""
+    count_N = data.spec().train_count_N
+    blocks = evaluation_batches(data, "test", batch_size=4096, max_length=1)
+    return float((count_N[np.concatenate([block.target_E.numpy() for block in blocks])] > 0).mean())
 
 
 class Printed(Silent):
@@ -235,7 +246,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/prepared"))
     parser.add_argument("--out", type=Path, default=Path("runs/rivals"))
     parser.add_argument("--page", type=Path, help="write the tables of what is there into this page; trains nothing")
+    parser.add_argument("--targets", action="store_true", help="print how many test targets training has seen")
     args = parser.parse_args()
+    if args.targets:
+        for log in args.data:
+            print(f"{log:16}{seen_share(Dataset.open(folder(log, args.cache))):.4f}")
+        return
     reports = {}
     for name, asked in parts(args.parts, args.data, args.seeds).items():
         logs = [folder(log, args.cache) for log in asked.pop("logs")]

@@ -46,7 +46,7 @@ class MGNMConfig(MultiInterestConfig, frozen=True, kw_only=True):
     """Routing rounds R (released code: 3)."""
     sequential: bool = False
     """Let an LSTM over the votes, in both directions, speak in the second round (paper: sequential capsule network). A
-    training step at ``dim`` 64 then costs 10 to 13 of ComiRec-SA's on one core instead of 4: it makes 16 times the
+    training step at ``dim`` 64 then costs about 11 of ComiRec-SA's on one core instead of 4: it makes 16 times the
     multiplications (5.2 G to 0.33 G), 70 % of them in the LSTMs, which take half of its time."""
     logit_std: PositiveFloat = 1.0
     """Standard deviation of the initial routing logits, truncated at two of them (released code: 1, drawn anew for each
