@@ -89,9 +89,10 @@ class MergeConfig(Config, frozen=True, kw_only=True):
           fix: set merge.kind=diverse, or leave diversity out
     """
 
-    kind: Literal["max", "diverse", "quota"] = "max"
-    """``max``: an item's best score over the interests. ``diverse``: that, less a penalty for each earlier item of the
-    same category (ComiRec's controllable aggregation). ``quota``: every interest fills places of its own."""
+    kind: Literal["max", "weighted", "diverse", "quota"] = "max"
+    """``max``: an item's best score over the interests. ``weighted``: the same, with scores times the weight that the
+    model gives the interest. ``diverse``: the best score, less a penalty for each earlier item of the same category
+    (ComiRec's controllable aggregation). ``quota``: every interest fills places of its own."""
     diversity: float = 0.0
     """Lambda of ``diverse``: the penalty, 0 or more, in the unit of the model's scores."""
     pool: int = 4

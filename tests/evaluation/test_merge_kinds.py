@@ -32,6 +32,7 @@ KINDS = (
     MergeConfig(kind="quota"),
     MergeConfig(kind="quota", quota=(3, 1)),
     MergeConfig(kind="quota", quota="weight"),
+    MergeConfig(kind="weighted"),
 )
 
 
@@ -164,5 +165,7 @@ def test_a_merge_that_the_model_cannot_do_is_refused(planted: Dataset) -> None:
     model = FakeModel(planted.spec(), count=2)
     with pytest.raises(ConfigError, match="weighs its interests"):
         evaluate(model, planted, EvaluationConfig(merge=MergeConfig(kind="quota", quota="weight")))
+    with pytest.raises(ConfigError, match="weighs its interests"):
+        evaluate(model, planted, EvaluationConfig(merge=MergeConfig(kind="weighted")))
     with pytest.raises(ConfigError, match="more interests than the model has"):
         evaluate(model, planted, EvaluationConfig(merge=MergeConfig(kind="quota", quota=(1, 1, 1))))

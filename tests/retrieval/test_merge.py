@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -97,6 +99,53 @@ def test_diverse_equals_the_greedy_rule(data: st.DataObject) -> None:
             taken.append(best)
             counts[int(category_I[best[0]])] = counts.get(int(category_I[best[0]]), 0) + 1
         assert row == taken
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_diverse_is_the_best_of_all_lists(data: st.DataObject) -> None:
+    """ComiRec's objective, sum of scores + lambda/2 x (ordered pairs of different categories), over every subset."""
+    count = data.draw(st.integers(1, 8))
+    scores = sorted(
+        (s / 8 for s in data.draw(st.lists(st.integers(-9, 30), min_size=count, max_size=count))), reverse=True
+    )
+    category_I = torch.tensor([0, *data.draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))])
+    penalty, n = data.draw(st.sampled_from([0.0, 0.125, 0.5, 1.0, 8.0])), data.draw(st.integers(1, count))
+    ids = torch.arange(1, count + 1)
+    got = merge(ids[None, None], torch.tensor([[scores]]), n, kind="diverse", category_I=category_I, diversity=penalty)
+
+    def objective(chosen: tuple[int, ...]) -> float:
+        kinds = [int(category_I[item]) for item in chosen]
+        different = sum(a != b for a in kinds for b in kinds)
+        return sum(scores[item - 1] for item in chosen) + penalty / 2 * different
+
+    assert objective(tuple(got.id_BN[0].tolist())) == max(map(objective, combinations(ids.tolist(), n)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_weighted_equals_brute_force(data: st.DataObject) -> None:
+    id_BKR, score_BKR, mask_BK = lists(data)
+    weights = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0, 3.0])
+    weight_BK = torch.tensor(data.draw(st.lists(weights, min_size=mask_BK.numel(), max_size=mask_BK.numel())))
+    weight_BK, n = weight_BK.view(mask_BK.shape), data.draw(st.integers(1, 20))
+    got = merge(id_BKR, score_BKR, n, mask_BK=mask_BK, kind="weighted", weight_BK=weight_BK)
+    for b, row in enumerate(rows(got)):
+        above = mask_BK[b] & (weight_BK[b] > 0)
+        taking, weight = (above, weight_BK[b]) if above.any() else (mask_BK[b], torch.ones(mask_BK.shape[1]))
+        scaled = torch.where(score_BKR[b] > float("-inf"), score_BKR[b] * weight.clamp(min=0)[:, None], score_BKR[b])
+        assert row == brute(id_BKR[b : b + 1], scaled[None], n, taking[None])[0]
+
+
+def test_weights_let_an_important_interest_win() -> None:
+    ids, scores = torch.tensor([[[1, 2], [2, 3]]]), torch.tensor([[[0.9, 0.8], [0.7, 0.6]]])
+    merged = merge(ids, scores, 3, kind="weighted", weight_BK=torch.tensor([[0.25, 0.75]]))
+    assert merged.id_BN.tolist() == [[2, 3, 1]]
+    assert (merged.interest_BN.tolist(), merged.rank_BN.tolist()) == ([[1, 1, 0]], [[0, 1, 0]])
+    with pytest.raises(ConfigError, match="weights"):
+        merge(ids, scores, 3, kind="weighted")
+    with pytest.raises(DataError, match="weight is NaN"):
+        merge(ids, scores, 3, kind="weighted", weight_BK=torch.tensor([[float("nan"), 1.0]]))
 
 
 @settings(max_examples=200, deadline=None)
@@ -196,11 +245,19 @@ def test_one_interest_is_left_as_it_is() -> None:
     assert merged.rank_BN.tolist() == [[0, 1, 2, -1]]
 
 
-@pytest.mark.parametrize("kind", ["max", "diverse", "quota"])
+@pytest.mark.parametrize("kind", ["max", "weighted", "diverse", "quota"])
 def test_nothing_to_merge(kind: MergeKind) -> None:
     for shape in ((2, 0, 5), (2, 3, 0), (0, 2, 4)):
         ids, categories = torch.zeros(shape, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        merged = merge(ids, torch.zeros(shape), 3, kind=kind, category_I=categories, diversity=0.5)
+        merged = merge(
+            ids,
+            torch.zeros(shape),
+            3,
+            kind=kind,
+            category_I=categories,
+            diversity=0.5,
+            weight_BK=torch.zeros(shape[:2]),
+        )
         assert merged.id_BN.shape == (shape[0], 3)
         assert (merged.id_BN == -1).all()
     absent = merge(torch.ones(1, 1, 2, dtype=torch.int64), torch.ones(1, 1, 2), 2, mask_BK=torch.zeros(1, 1).bool())

@@ -106,7 +106,10 @@ def recommend(
         Path | None, typer.Option(metavar="FILE", help="Text file: the only item ids to return, one per line.")
     ] = None,
     merge: Annotated[
-        str, typer.Option(metavar="KIND", help="Lists of the interests to one: max (best score), diverse or quota.")
+        str,
+        typer.Option(
+            metavar="KIND", help="Lists of the interests to one: max (best score), weighted, diverse or quota."
+        ),
     ] = "max",
     diversity: Annotated[
         float, typer.Option(help="With diverse: penalty for each earlier item of the category, in units of the scores.")

@@ -15,7 +15,7 @@ import torch
 from gemirec.errors import DataError
 from gemirec.models.base import Histories
 from gemirec.retrieval.merge import Merged, merge
-from gemirec.retrieval.retrieve import merged_as, retrieve_lists
+from gemirec.retrieval.retrieve import merged_as, needed_weights, retrieve_lists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +127,11 @@ def served(ranked: Ranked, n: int, how: MergeConfig, category_I: Tensor | None) 
     lists, mask_BK = (ranked.id_BKR, ranked.score_BKR), ranked.interests.mask_BK.to(ranked.id_BKR.device)
     chosen = merged_as(how, ranked.interests, *lists, n, category_I, best=ranked.merged)
     # under a quota any interest's items can be chosen, so that any can be tied with
-    others = ranked.merged if how.kind == "diverse" else merge(*lists, lists[0][0].numel(), mask_BK=mask_BK)
+    if how.kind == "weighted":
+        weight_BK = needed_weights(ranked.interests, "a weighted merge", "max")
+        others = merge(*lists, lists[0][0].numel(), mask_BK=mask_BK, kind="weighted", weight_BK=weight_BK)
+    else:
+        others = ranked.merged if how.kind == "diverse" else merge(*lists, lists[0][0].numel(), mask_BK=mask_BK)
     return replace(ranked, merged=_with_others(chosen, others))
 
 

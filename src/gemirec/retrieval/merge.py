@@ -7,7 +7,7 @@ I items of the catalogue (entry 0 is padding).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
@@ -17,9 +17,10 @@ from gemirec.retrieval.topk import MAX_ITEMS, sort_key, sort_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-MergeKind = Literal["max", "diverse", "quota"]
-"""``max``: an item's score is its best score over the interests. ``diverse``: ``max``, less a penalty for each earlier
-item of the same category. ``quota``: every interest fills places of its own."""
+MergeKind = Literal["max", "weighted", "diverse", "quota"]
+"""``max``: an item's score is its best score over the interests. ``weighted``: the same with scores times the weight of
+their interest. ``diverse``: ``max``, less a penalty for each earlier item of the same category. ``quota``: every
+interest fills places of its own."""
 _LAST = 2**63 - 1
 _MISSING = float("-inf")
 
@@ -30,8 +31,8 @@ class Merged:
 
     Attributes:
         id_BN: ``[B, N]`` int64 item ids, unique in a row.
-        score_BN: ``[B, N]`` float32, score of the item for the winning interest, without penalties; descending, except
-            under ``diverse``.
+        score_BN: ``[B, N]`` float32, score of the item for the winning interest, without penalties, under ``weighted``
+            times the interest's weight; descending, except under ``diverse``.
         interest_BN: ``[B, N]`` int64, the interest that won: that of the best score, the lowest of several equal ones;
             under ``quota`` the interest that ranks the item highest.
         rank_BN: ``[B, N]`` int64, place of the item in the winning interest's list, from 0.
@@ -62,6 +63,7 @@ def merge(
     category_I: Tensor | None = None,
     diversity: float = 0.0,
     quota_BK: Tensor | None = None,
+    weight_BK: Tensor | None = None,
 ) -> Merged:
     """Merge each user's K lists into one of ``n`` unique items.
 
@@ -70,9 +72,15 @@ def merge(
     ``max`` orders by score, then by lower id. Lists need not be sorted and may repeat an item; the best of its entries
     counts, and among equal ones the lowest interest, then the lowest place.
 
+    ``weighted`` is ``max`` over scores times the weight of their interest: an interest that matters little needs a
+    better match for the same place. A score below 0 comes nearer to 0 by it.
+
     ``diverse`` is ComiRec's controllable aggregation (arXiv 2005.09347, section 3.4, greedy as in its released code):
     of the items of ``max`` the next is always the one of the largest ``score - diversity x (items of its category
-    already taken)``; equal ones in the order of ``max``.
+    already taken)``; equal ones in the order of ``max``. Of all lists of ``n`` candidates it is one of the largest ``sum
+    of scores - diversity x (pairs of items of one category)``: the more of a category is taken, the less its next item
+    adds, so that no greedy step is regretted. The paper's objective is that with half this lambda, because it counts
+    ordered pairs of different categories.
 
     ``quota`` gives every interest a number of places. An item belongs to the interest in whose list it stands highest
     (the lowest of several), each interest fills its places in the order of its list, which must be sorted, and places
@@ -88,12 +96,14 @@ def merge(
             neither penalised nor counted.
         diversity: ComiRec's lambda, at least 0, in the unit of the scores, for ``diverse``.
         quota_BK: ``[B, K]`` integer places of each interest, for ``quota``; ``None`` takes :func:`equal_quota`.
+        weight_BK: ``[B, K]`` weight of each interest, for ``weighted``; an interest at 0 or below is left out, unless
+            no interest of the user is above 0: then all weigh 1.
 
     Returns:
         The merged lists.
 
     Raises:
-        DataError: A score is NaN.
+        DataError: A score or weight is NaN.
         ConfigError: ``n`` is less than 1, ``kind`` is unknown, or what it needs is missing.
 
     Example:
@@ -104,8 +114,10 @@ def merge(
     """
     if n < 1:
         raise ConfigError("a merged list must hold at least one item", got=f"n = {n}", fix="ask for 1 or more")
-    if kind not in ("max", "diverse", "quota"):
-        raise ConfigError("no such way to merge", got=kind, fix="choose max, diverse or quota")
+    if kind not in get_args(MergeKind):
+        raise ConfigError("no such way to merge", got=kind, fix=f"choose one of {', '.join(get_args(MergeKind))}")
+    if kind == "weighted":
+        score_BKR, mask_BK = _weighted(score_BKR, mask_BK, weight_BK)
     id_BX, score_BX, entry_BX = _by_item(id_BKR, score_BKR, mask_BK)
     users, count, places = id_BKR.shape
     if kind == "quota":
@@ -115,7 +127,7 @@ def merge(
         score_BX, entry_BX = _highest_place(id_BX, score_BX, entry_BX, score_BKR)
         return _fill(_in_order(id_BX, score_BX, entry_BX, places, max(n, id_BX.shape[1])), n, places, quota_BK)
     score_BX, entry_BX = _best_of_each(id_BX, score_BX, entry_BX)
-    if kind == "max":
+    if kind in ("max", "weighted"):
         return _in_order(id_BX, score_BX, entry_BX, places, n)
     if category_I is None or diversity < 0:
         raise ConfigError(
@@ -125,6 +137,23 @@ def merge(
         )
     merged = _in_order(id_BX, score_BX, entry_BX, places, max(n, id_BX.shape[1]))
     return diversify(merged, n, category_I, diversity)
+
+
+def _weighted(score_BKR: Tensor, mask_BK: Tensor | None, weight_BK: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return scores times weights, and which interests take part."""
+    if weight_BK is None:
+        raise ConfigError(
+            "a weighted merge needs the interests' weights", got="none", fix="give weight_BK, or choose max"
+        )
+    weight_BK = weight_BK.to(score_BKR.device, torch.float32)
+    if bool(torch.isnan(weight_BK).any()):
+        raise DataError("a weight is NaN", got=f"{int(torch.isnan(weight_BK).sum())} weights", fix="check the model")
+    exists_BK = torch.ones_like(weight_BK, dtype=torch.bool) if mask_BK is None else mask_BK.to(score_BKR.device)
+    above_BK = exists_BK & (weight_BK > 0)
+    none_B1 = ~above_BK.any(dim=1, keepdim=True)
+    taking_BK = torch.where(none_B1, exists_BK, above_BK)
+    factor_BK = torch.where(above_BK, weight_BK, 1.0)
+    return score_BKR * factor_BK[:, :, None], taking_BK
 
 
 def equal_quota(n: int, mask_BK: Tensor) -> Tensor:

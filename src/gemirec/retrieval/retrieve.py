@@ -116,6 +116,9 @@ def merged_as(
     if how.kind == "quota":
         quota_BK = _quota(how, interests, n).to(id_BKR.device)
         return merge_lists(id_BKR, score_BKR, n, mask_BK=mask_BK, kind="quota", quota_BK=quota_BK)
+    if how.kind == "weighted":
+        weight_BK = needed_weights(interests, "a weighted merge", "max").to(id_BKR.device)
+        return merge_lists(id_BKR, score_BKR, n, mask_BK=mask_BK, kind="weighted", weight_BK=weight_BK)
     best = best.first(places) if best is not None else merge_lists(id_BKR, score_BKR, places, mask_BK=mask_BK)
     if how.kind == "max":
         return best
@@ -138,19 +141,33 @@ def check_categories(how: MergeConfig, categories: object) -> None:
         )
 
 
+def needed_weights(interests: Interests, what: str, instead: str) -> Tensor:
+    """Return the weights ``[B, K]`` that a model gives its interests.
+
+    Args:
+        interests: What the model says.
+        what: What needs them, for the error.
+        instead: What works without them, for the error.
+
+    Raises:
+        ConfigError: The model gives none.
+    """
+    if interests.weight_BK is None:
+        raise ConfigError(
+            f"{what} needs a model that weighs its interests",
+            got="a model without weights",
+            fix=f"choose {instead}, or a model with weights: gemirec, mima, composed with calibrated",
+        )
+    return interests.weight_BK
+
+
 def _quota(how: MergeConfig, interests: Interests, n: int) -> Tensor:
     """Return ``[B, K]`` the places of each interest."""
     mask_BK = interests.mask_BK
     if how.quota == "equal":
         return equal_quota(n, mask_BK)
     if how.quota == "weight":
-        if interests.weight_BK is None:
-            raise ConfigError(
-                "a quota by weight needs a model that weighs its interests",
-                got="a model without weights",
-                fix="choose quota equal or shares, or a model with weights: gemirec, mima, composed with calibrated",
-            )
-        return shared_quota(n, interests.weight_BK, mask_BK)
+        return shared_quota(n, needed_weights(interests, "a quota by weight", "quota equal or shares"), mask_BK)
     count = mask_BK.shape[1]
     if len(how.quota) > count:
         raise ConfigError(
