@@ -47,6 +47,10 @@ class TrainingError(GemirecError):
     """Training cannot go on: a loss that is not finite, no training window, a checkpoint of another run."""
 
 
+class RetrievalError(GemirecError):
+    """An index cannot be used or saved: its recall is too low, or its database does not answer."""
+
+
 class MissingExtraError(GemirecError):
     """An optional dependency is needed and not installed."""
 

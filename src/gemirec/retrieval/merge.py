@@ -77,10 +77,10 @@ def merge(
 
     ``diverse`` is ComiRec's controllable aggregation (arXiv 2005.09347, section 3.4, greedy as in its released code):
     of the items of ``max`` the next is always the one of the largest ``score - diversity x (items of its category
-    already taken)``; equal ones in the order of ``max``. Of all lists of ``n`` candidates it is one of the largest ``sum
-    of scores - diversity x (pairs of items of one category)``: the more of a category is taken, the less its next item
-    adds, so that no greedy step is regretted. The paper's objective is that with half this lambda, because it counts
-    ordered pairs of different categories.
+    already taken)``; equal ones in the order of ``max``. Of all lists of ``n`` candidates it is one of the largest
+    ``sum of scores - diversity x (pairs of items of one category)``: the more of a category is taken, the less its next
+    item adds, so that no greedy step is regretted. The paper's objective is that with half this lambda, because it
+    counts ordered pairs of different categories.
 
     ``quota`` gives every interest a number of places. An item belongs to the interest in whose list it stands highest
     (the lowest of several), each interest fills its places in the order of its list, which must be sorted, and places

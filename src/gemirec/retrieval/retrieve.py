@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gemirec.models.base import Interests
-    from gemirec.retrieval.index import ExactIndex
+    from gemirec.retrieval.index import ItemIndex
 
 
 def retrieve(
     interests: Interests,
-    index: ExactIndex,
+    index: ItemIndex,
     n: int,
     *,
     seen_E: Tensor | None = None,
@@ -181,7 +181,7 @@ def _quota(how: MergeConfig, interests: Interests, n: int) -> Tensor:
 
 def retrieve_lists(
     interests: Interests,
-    index: ExactIndex,
+    index: ItemIndex,
     n: int,
     *,
     seen_E: Tensor | None = None,

@@ -17,7 +17,7 @@ Axes: Q queries, N items, D embedding, K list length, W items of a tile, P candi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -29,13 +29,30 @@ if TYPE_CHECKING:
 
 MAX_ITEMS = 2**31 - 1
 """Positions live in the lower half of a 64-bit sort key."""
-_EMPTY = 2**63 - 1
+EMPTY = 2**63 - 1
+"""The sort key of a place without an item."""
 _TILE_SCORES = {"cpu": 2**22, "cuda": 2**28}
 """Scores held at once: on a CPU they should stay near the cache between the product and its reading."""
 _TILE_ITEMS = {"cpu": 16_384, "cuda": 2**20}
 """Items of a tile when there are queries enough to fill it; with fewer, a tile is wider."""
 _RESCORE = {"cpu": 2**12, "cuda": 2**22}
 """Candidate pairs scored at once."""
+_ROUNDED_ROWS = 4096
+"""Rows of 8-bit numbers turned into floats at once: few enough to stay in the cache until the product reads them."""
+
+
+class Rounded(NamedTuple):
+    """Item vectors in 8 bits, row by row ``code x scale``: a quarter of the memory to read.
+
+    Attributes:
+        code_ND: ``[N, D]`` int8.
+        scale_N: ``[N]`` float32.
+        error: Largest Euclidean distance of an item from its rounded self.
+    """
+
+    code_ND: Tensor
+    scale_N: Tensor
+    error: float
 
 
 def exact_topk(
@@ -47,6 +64,7 @@ def exact_topk(
     exclude_offset_Q1: Tensor | None = None,
     item_chunk: int = 65_536,
     max_norm: float | None = None,
+    rounded: Rounded | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the ``k`` rows of ``item_ND`` with the largest inner product with each query.
 
@@ -59,6 +77,8 @@ def exact_topk(
         exclude_offset_Q1: ``[Q + 1]`` int64, start of each query's part of ``exclude_E``.
         item_chunk: Most items scored at once.
         max_norm: Largest Euclidean norm of an item row, if known; computed otherwise.
+        rounded: The same items in 8 bits. Candidates are then selected from these, with a margin that also covers their
+            error, and ``item_ND`` is read for candidates alone; the result is the same, bit for bit.
 
     Returns:
         ``([Q, k] int64 positions, [Q, k] float32 canonical scores)``, best first; equal scores by ascending position.
@@ -74,8 +94,8 @@ def exact_topk(
     """
     _check(query_QD, item_ND, k)
     queries, items, kind = len(query_QD), len(item_ND), query_QD.device.type
-    best_QK = torch.full((queries, k), _EMPTY, dtype=torch.int64, device=query_QD.device)
-    margin_Q = _margin(query_QD, item_ND, max_norm)
+    best_QK = torch.full((queries, k), EMPTY, dtype=torch.int64, device=query_QD.device)
+    margin_Q = _margin(query_QD, item_ND, max_norm, rounded)
     held = _TILE_SCORES.get(kind, 2**28)
     width = max(1, min(items, item_chunk, max(_TILE_ITEMS.get(kind, 2**20), held // max(1, queries))))
     rows = max(1, held // width)
@@ -84,11 +104,9 @@ def exact_topk(
         stop = min(start + rows, queries)
         excluded = _excluded(exclude_E, exclude_offset_Q1, start, stop)
         for first in range(0, items, width):
-            tile_WD = item_ND[first : first + width]
-            _search_tile(
-                query_QD[start:stop], tile_WD, first, margin_Q[start:stop], best_QK[start:stop], excluded, buffer
-            )
-    return _decode(best_QK)
+            tile = _Tile(first, item_ND[first : first + width], rounded)
+            _search_tile(query_QD[start:stop], tile, margin_Q[start:stop], best_QK[start:stop], excluded, buffer)
+    return decode(best_QK)
 
 
 def canonical_score(query_PD: Tensor, item_PD: Tensor) -> Tensor:
@@ -127,12 +145,12 @@ def sort_rows(key: Tensor) -> Tensor:
     return torch.sort(key, dim=-1).values
 
 
-def _decode(key: Tensor) -> tuple[Tensor, Tensor]:
+def decode(key: Tensor) -> tuple[Tensor, Tensor]:
     """Take keys apart again: ``(low, score)``; an empty key gives ``(-1, -inf)``."""
     low = (key & 0xFFFF_FFFF).to(torch.int64)
     ascending = ~(key >> 32).to(torch.int32)
     score = (ascending ^ ((ascending >> 31) & 0x7FFF_FFFF)).view(torch.float32)
-    empty = key == _EMPTY
+    empty = key == EMPTY
     return low.masked_fill(empty, -1), score.masked_fill(empty, float("-inf"))
 
 
@@ -154,13 +172,14 @@ def _check(query_QD: Tensor, item_ND: Tensor, k: int) -> None:
         )
 
 
-def _margin(query_QD: Tensor, item_ND: Tensor, max_norm: float | None) -> Tensor:
+def _margin(query_QD: Tensor, item_ND: Tensor, max_norm: float | None, rounded: Rounded | None) -> Tensor:
     """Return ``[Q]`` twice the largest difference between the product's score and the canonical one.
 
     Either sum of D products lies within ``D u |q| |x|`` of the true value (u = 2^-24), so they differ by at most twice
-    that; the bound is used on both sides. TensorFloat-32 products round their inputs too, by 2^-11 each.
+    that; the bound is used on both sides. TensorFloat-32 products round their inputs too, by 2^-11 each. Rounded items
+    move a score by at most ``|q| error``, and their scale is one more factor to round.
     """
-    dim = query_QD.shape[1]
+    dim, error = query_QD.shape[1] + 2 * (rounded is not None), 0.0 if rounded is None else rounded.error
     if max_norm is None:
         max_norm = largest_norm(item_ND)
     norm_Q = torch.linalg.vector_norm(query_QD, dim=1, dtype=torch.float64)
@@ -173,7 +192,7 @@ def _margin(query_QD: Tensor, item_ND: Tensor, max_norm: float | None) -> Tensor
         )
     reduced = query_QD.is_cuda and torch.get_float32_matmul_precision() != "highest"
     unit = 2 * dim * 2.0**-24 + (2.0**-9 if reduced else 0.0)
-    margin_Q: Tensor = norm_Q * max_norm * (2.02 * unit)
+    margin_Q: Tensor = norm_Q * ((max_norm + error) * (2.02 * unit) + 2.02 * error)
     return margin_Q.to(torch.float32)
 
 
@@ -197,18 +216,26 @@ def _excluded(
     return row_E, exclude_E[int(offset_Q1[start]) : int(offset_Q1[stop])]
 
 
+class _Tile(NamedTuple):
+    """Some of the items: the number of the first, their vectors, and all items in 8 bits if there are such."""
+
+    first: int
+    vector_WD: Tensor
+    rounded: Rounded | None
+
+
 def _search_tile(
     query_QD: Tensor,
-    tile_WD: Tensor,
-    first: int,
+    tile: _Tile,
     margin_Q: Tensor,
     best_QK: Tensor,
     excluded: tuple[Tensor, Tensor] | None,
     buffer: Tensor,
 ) -> None:
-    """Score one tile of items, whose first is item ``first``, and merge what is good enough into ``best_QK``."""
+    """Score one tile of items and merge what is good enough into ``best_QK``."""
+    first, tile_WD, _ = tile
     block = _block_size(len(tile_WD), best_QK.shape[1])
-    score_QW = _product(query_QD, tile_WD, block, buffer)
+    score_QW = _product(query_QD, tile, block, buffer)
     if excluded is not None:
         row_E, column_E = excluded[0], excluded[1] - first
         inside_E = (column_E >= 0) & (column_E < len(tile_WD))
@@ -216,7 +243,7 @@ def _search_tile(
     score_QXJ = score_QW.view(len(query_QD), block, -1)  # block j holds the items j, j + J, j + 2 J, ...
     max_QJ = score_QXJ.amax(dim=1)
     # An item of a later tile with the score of the k-th best loses by position: strictly greater is enough.
-    kth_Q = _decode(best_QK[:, -1])[1]
+    kth_Q = decode(best_QK[:, -1])[1]
     bound_Q = kth_Q - margin_Q
     if bool((kth_Q == float("-inf")).any()):
         block_bound_Q = _kth_largest(max_QJ, best_QK.shape[1]) - margin_Q
@@ -225,7 +252,7 @@ def _search_tile(
     opened_PX = score_QXJ[row_P, :, block_P]
     hit_C, inner_C = torch.nonzero(opened_PX > bound_Q[row_P, None], as_tuple=True)
     row_C, column_C = row_P[hit_C], inner_C * max_QJ.shape[1] + block_P[hit_C]
-    _absorb(best_QK, row_C, sort_key(_rescore(query_QD, tile_WD, row_C, column_C), column_C + first))
+    _absorb(best_QK, row_C, sort_key(score_pairs(query_QD, tile_WD, row_C, column_C), column_C + first))
 
 
 def _block_size(width: int, k: int) -> int:
@@ -236,18 +263,40 @@ def _block_size(width: int, k: int) -> int:
     return block
 
 
-def _product(query_QD: Tensor, tile_WD: Tensor, block: int, buffer: Tensor) -> Tensor:
+def _product(query_QD: Tensor, tile: _Tile, block: int, buffer: Tensor) -> Tensor:
     """Return ``[Q, W']`` scores, W' being W rounded up to whole blocks; the columns behind W are -inf."""
+    tile_WD = tile.vector_WD
     queries, width = len(query_QD), len(tile_WD)
     padded = -(-width // block) * block
     score_QW = buffer[: queries * padded].view(queries, padded)
     score_QW[:, width:] = float("-inf")
+    if tile.rounded is not None:
+        _rounded_product(query_QD, tile, score_QW[:, :width])
+        return score_QW
     if _on_cpu(query_QD):  # NumPy's BLAS: up to twice torch's at D = 64 on this size of tile
         np.matmul(query_QD.numpy(), tile_WD.numpy().T, out=score_QW.numpy()[:, :width])
     else:
         with torch.autocast(query_QD.device.type, enabled=False):
             score_QW[:, :width] = query_QD @ tile_WD.T
     return score_QW
+
+
+def _rounded_product(query_QD: Tensor, tile: _Tile, out_QW: Tensor) -> None:
+    """Fill in the scores of a tile's rounded items."""
+    assert tile.rounded is not None
+    last = tile.first + len(tile.vector_WD)
+    code_WD, scale_W = tile.rounded.code_ND[tile.first : last], tile.rounded.scale_N[tile.first : last]
+    if not _on_cpu(query_QD):
+        with torch.autocast(query_QD.device.type, enabled=False):
+            out_QW.copy_(query_QD @ code_WD.to(torch.float32).T)
+    else:  # NumPy turns int8 into float32 several times as fast as torch here
+        query, code, out = query_QD.numpy(), code_WD.numpy(), out_QW.numpy()
+        row_RD = np.empty((min(_ROUNDED_ROWS, len(code)), code.shape[1]), dtype=np.float32)
+        for at in range(0, len(code), _ROUNDED_ROWS):
+            part_RD = row_RD[: len(code) - at]
+            np.copyto(part_RD, code[at : at + _ROUNDED_ROWS])
+            np.matmul(query, part_RD.T, out=out[:, at : at + len(part_RD)])
+    out_QW *= scale_W
 
 
 def _kth_largest(value_QJ: Tensor, k: int) -> Tensor:
@@ -260,12 +309,12 @@ def _kth_largest(value_QJ: Tensor, k: int) -> Tensor:
     return torch.topk(value_QJ, k, dim=1, sorted=True).values[:, -1]
 
 
-def _rescore(query_QD: Tensor, tile_WD: Tensor, row_C: Tensor, column_C: Tensor) -> Tensor:
-    """Return the canonical scores of the candidate pairs."""
+def score_pairs(query_QD: Tensor, item_ND: Tensor, row_C: Tensor, column_C: Tensor) -> Tensor:
+    """Return the ``[C]`` canonical scores of query ``row_C`` and item ``column_C``, few pairs at a time."""
     step = _RESCORE.get(query_QD.device.type, 2**20)
     parts = []
     for first in range(0, len(row_C), step):
-        product_PD = tile_WD.index_select(0, column_C[first : first + step])
+        product_PD = item_ND.index_select(0, column_C[first : first + step])
         product_PD *= query_QD.index_select(0, row_C[first : first + step])
         parts.append(_sum_pairwise(product_PD))
     return torch.cat(parts) if parts else query_QD.new_empty(0)
@@ -279,7 +328,7 @@ def _absorb(best_QK: Tensor, row_C: Tensor, key_C: Tensor) -> None:
     count_Q = torch.bincount(row_C, minlength=queries)
     start_Q = torch.cumsum(count_Q, 0) - count_Q
     place_C = torch.arange(len(row_C), device=row_C.device) - start_Q[row_C]
-    pool = torch.full((queries, k + int(count_Q.max())), _EMPTY, dtype=torch.int64, device=best_QK.device)
+    pool = torch.full((queries, k + int(count_Q.max())), EMPTY, dtype=torch.int64, device=best_QK.device)
     pool[:, :k] = best_QK
     pool[row_C, k + place_C] = key_C
     best_QK.copy_(sort_rows(pool)[:, :k])
