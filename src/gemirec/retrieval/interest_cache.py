@@ -17,6 +17,7 @@ Axes: B users, K interests, L history length, U users of the file.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -33,7 +34,7 @@ from gemirec.models.base import Histories
 from gemirec.retrieval.versions import dictionary_version, model_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from gemirec.models.base import Interests, RetrievalModel
     from gemirec.models.gemirec import GemiRec
@@ -135,6 +136,35 @@ def write_cache(path: str | Path, info: CacheInfo, blocks: Iterable[CacheRows]) 
     return users
 
 
+def read_cache(path: str | Path, *, block_users: int = 65_536) -> tuple[CacheInfo, int, Iterator[CacheRows]]:
+    """Return what a cache was made with, its number of users, and the users block by block; one block is held.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, no interest cache, or of another format version; of damage to users
+            the iterator tells when it comes to them.
+    """
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    with _damage_named(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        info = _read_info(path, file.schema_arrow.metadata or {})
+
+    def blocks() -> Iterator[CacheRows]:
+        columns = ["user_id", "interest", "log_probability", "history_length"]
+        with _damage_named(path), file:
+            for batch in file.iter_batches(batch_size=block_users, columns=columns):
+                index, logp = (
+                    torch.from_numpy(batch[name].flatten().to_numpy().reshape(len(batch), info.k).astype(dtype))
+                    for name, dtype in (("interest", np.int64), ("log_probability", np.float32))
+                )
+                user_id = cast("pl.Series", pl.from_arrow(batch["user_id"]))
+                length_B = batch["history_length"].to_numpy().astype(np.int64)
+                yield CacheRows(user_id, Selected(index, logp), length_B)
+
+    return info, file.metadata.num_rows, blocks()
+
+
 class InterestCache:
     """A cache file, read into memory: 8 K bytes and an id per user.
 
@@ -176,11 +206,10 @@ class InterestCache:
         Raises:
             ArtifactError: The file is missing, damaged, no interest cache, or of another format version.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = Path(path)
-        try:
+        with _damage_named(path):
             info = _read_info(path, pq.read_schema(path).metadata or {})
             table = pq.read_table(
                 path, columns=["user_id", "interest", "log_probability"], page_checksum_verification=True
@@ -191,12 +220,6 @@ class InterestCache:
             index_UK, logp_UK = (
                 torch.from_numpy(_rows_of_k(table[name], info.k)[place_U]) for name in ("interest", "log_probability")
             )
-        except FileNotFoundError as error:
-            raise ArtifactError("the interest cache is missing", got=path, fix=_BUILD_AGAIN) from error
-        except (pa.ArrowException, msgspec.MsgspecError, OSError, KeyError, ValueError) as error:
-            raise ArtifactError(
-                "the interest cache is damaged or cut", got=f"{path}: {error}", fix="copy the file again, or build it"
-            ) from error
         return cls(path, info, user_id.gather(order), index_UK, logp_UK)
 
     def __len__(self) -> int:
@@ -287,6 +310,21 @@ def _table(rows: CacheRows, info: CacheInfo) -> Any:
         "history_length": pa.array(rows.length_B.astype(np.int32)),
     }
     return pa.table(columns).replace_schema_metadata({_METADATA: msgspec.json.encode(info)})
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong in a file into an error that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ArtifactError("the interest cache is missing", got=path, fix=_BUILD_AGAIN) from error
+    except (pa.ArrowException, msgspec.MsgspecError, OSError, KeyError, ValueError) as error:
+        raise ArtifactError(
+            "the interest cache is damaged or cut", got=f"{path}: {error}", fix="copy the file again, or build it"
+        ) from error
 
 
 def _read_info(path: Path, metadata: dict[bytes, bytes]) -> CacheInfo:
