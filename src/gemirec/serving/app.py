@@ -1,0 +1,305 @@
+"""The server as an ASGI application: from a request's bytes to an answer's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gemirec.errors import GemirecError
+from gemirec.serving import http, wire
+from gemirec.serving.batching import Batcher
+from gemirec.serving.events import EventLog, EventWriter
+from gemirec.serving.http import ClientGone, HttpError, Response
+from gemirec.serving.keys import presented
+from gemirec.serving.openapi import openapi
+from gemirec.serving.routes import ROUTES, Route
+
+if TYPE_CHECKING:
+    from gemirec.serving.config import ServeConfig
+    from gemirec.serving.engine import Engine, Kind
+    from gemirec.serving.http import Receive, Scope, Send
+    from gemirec.serving.keys import Keyring
+    from gemirec.serving.metrics import Metrics
+
+Load = Callable[[Path, int | None], "Engine"]
+"""Loads and checks an artifact; the number is that of the last event that it was trained on, ``None`` if not said."""
+logger = logging.getLogger("gemirec.serving")
+
+
+class Served:
+    """An engine and the requests in flight that hold on to it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.requests = 0
+        self.retired = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Engine]:
+        """Hold the engine for a request: it is not closed before the last of them is done."""
+        self.requests += 1
+        try:
+            yield self.engine
+        finally:
+            self.requests -= 1
+            self.close_if_done()
+
+    def close_if_done(self) -> None:
+        """Close a retired engine that nobody holds."""
+        if self.retired and not self.requests:
+            self.engine.close()
+
+
+class App:
+    """The ASGI application.
+
+    Args:
+        artifact: The folder that is served, and read again by ``/reload`` without one.
+        load: How an artifact becomes an engine.
+        events: Where events go.
+        metrics: What is counted.
+        config: Limits.
+        keys: Who may ask; ``None`` answers this machine alone, under its own names.
+    """
+
+    def __init__(
+        self,
+        artifact: Path,
+        load: Load,
+        events: EventLog,
+        metrics: Metrics,
+        config: ServeConfig,
+        keys: Keyring | None,
+    ) -> None:
+        self.config = config
+        self._artifact = artifact
+        self._load = load
+        self._metrics = metrics
+        self._keys = keys
+        self._log = events
+        self._writer = EventWriter(events, group=config.events_group)
+        self._batcher = Batcher(
+            metrics,
+            max_batch=config.max_batch,
+            max_queue=config.max_queue,
+            wait_s=config.batch_wait_ms / 1000,
+        )
+        self._served = Served(load(artifact, None))
+        metrics.serves(self.version)
+        self._reloading = False
+        self._routes = {(route.method, route.path): route for route in ROUTES}
+        self._decoders: dict[str, msgspec.json.Decoder[Any]] = {
+            route.name: msgspec.json.Decoder(route.body) for route in ROUTES if route.body
+        }
+        self._description = http.encode(openapi(ROUTES, keys=keys is not None))
+
+    @property
+    def version(self) -> str:
+        """The version that is served."""
+        return self._served.engine.version
+
+    @property
+    def events_path(self) -> Path:
+        """The file of the events."""
+        return self._log.path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or follow the server's start and end."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            start = time.perf_counter()
+            name, response = await self._respond(scope, receive)
+            if response is not None:
+                with contextlib.suppress(TimeoutError, OSError):  # the client does not read, or is gone
+                    await http.respond(send, response, self.config.body_timeout_s)
+                self._metrics.request(name, response.status, time.perf_counter() - start)
+
+    async def stop(self) -> None:
+        """Finish what was taken on: batches, events, files."""
+        await self._batcher.stop()
+        await self._writer.stop()
+        self._served.engine.close()
+        self._log.close()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        """Say that all is ready (it was loaded before), and finish when the server ends."""
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _respond(self, scope: Scope, receive: Receive) -> tuple[str, Response | None]:
+        """Return the route's name and the answer, an error's too; no answer if the client is gone."""
+        name = "unknown"
+        try:
+            route = self._route(scope)
+            name = route.name
+            return name, await self._answer(route, scope, receive)
+        except ClientGone:
+            return name, None
+        except GemirecError as error:
+            response = http.failure(error)
+            if response.status >= 500:
+                logger.warning("%s: %s", name, error)
+            return name, response
+        except Exception as error:
+            logger.exception("%s failed", name)
+            fix = "this is a fault in gemirec: the server's log has the traceback; please report it"
+            return name, http.failure(
+                HttpError(500, "something unexpected happened", got=type(error).__name__, fix=fix)
+            )
+
+    def _route(self, scope: Scope) -> Route:
+        """Return the route of a request.
+
+        Raises:
+            HttpError: There is none: 404 for the path, 405 for the method.
+        """
+        method, path = scope["method"], scope["path"]
+        route = self._routes.get(("GET" if method == "HEAD" else method, path))
+        if route is not None:
+            return route
+        methods = sorted(known for known, where in self._routes if where == path)
+        if not methods:
+            raise HttpError(404, "there is no such path", got=path[:200], fix="/openapi.json has them all")
+        allowed = ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
+        fix = f"use {allowed}"
+        raise HttpError(405, "this path has no such method", got=method, fix=fix, headers={"allow": allowed})
+
+    async def _answer(self, route: Route, scope: Scope, receive: Receive) -> Response:
+        """Check who asks, read the body, and answer."""
+        self._check_caller(route, scope)
+        method = getattr(self, f"_{route.name}")
+        if route.body is None:
+            found = method()
+        else:
+            deadline = asyncio.get_running_loop().time() + self._deadline(scope)
+            raw = await http.read_body(scope, receive, self.config.max_body, self.config.body_timeout_s)
+            found = await method(http.decoded(self._decoders[route.name], raw), deadline)
+        return found if isinstance(found, Response) else Response(http.encode(found))
+
+    def _check_caller(self, route: Route, scope: Scope) -> None:
+        """Raise if the caller may not ask this."""
+        if self._keys is not None:
+            if route.scope is not None:
+                self._keys.holder(presented(scope), route.scope)
+        elif not is_local(http.header(scope, b"host")):
+            raise HttpError(
+                403,
+                "a server without API keys answers its own machine only",
+                got=f"host {(http.header(scope, b'host') or '')[:200]}",
+                fix="ask it as localhost, or start it with --keys",
+            )
+
+    def _deadline(self, scope: Scope) -> float:
+        """Return the seconds that a request has."""
+        text = http.header(scope, b"x-deadline-ms")
+        if text is None:
+            return self.config.deadline_ms / 1000
+        try:
+            given = float(text)
+        except ValueError:
+            given = math.nan
+        if not given > 0:
+            raise HttpError(400, "X-Deadline-Ms must be a number above 0", got=text[:200], fix="for example 200")
+        return min(given, self.config.max_deadline_ms) / 1000
+
+    async def _ask(self, kind: Kind, requests: list[Any], deadline: float) -> list[Any]:
+        """Ask the engine that is served now; it stays open until the answer is there."""
+        with self._served.held() as engine:
+            return await self._batcher.ask(engine, kind, requests, deadline)
+
+    async def _recommend(self, body: wire.RecommendRequest, deadline: float) -> Any:
+        return (await self._ask("recommend", [body], deadline))[0]
+
+    async def _recommend_batch(self, body: wire.BatchRequest, deadline: float) -> wire.BatchAnswer:
+        return wire.BatchAnswer(answers=await self._ask("recommend", body.requests, deadline))
+
+    async def _interests(self, body: wire.InterestsRequest, deadline: float) -> Any:
+        return (await self._ask("interests", [body], deadline))[0]
+
+    async def _explain(self, body: wire.ExplainRequest, deadline: float) -> Any:
+        return (await self._ask("explain", [body], deadline))[0]
+
+    async def _similar(self, body: wire.SimilarRequest, deadline: float) -> Any:
+        return (await self._ask("similar", [body], deadline))[0]
+
+    async def _events(self, body: wire.EventsRequest, deadline: float) -> wire.EventsAnswer:
+        with self._metrics.timed("events"):
+            stored = await self._writer.store(body.events)
+        self._metrics.events("stored", stored.stored)
+        self._metrics.events("duplicate", stored.duplicates)
+        return wire.EventsAnswer(stored=stored.stored, duplicates=stored.duplicates, last=stored.last)
+
+    async def _reload(self, body: wire.ReloadRequest, deadline: float) -> wire.StateAnswer:
+        path = self._artifact if body.artifact is None else Path(body.artifact)
+        await self.reload(path, body.events_after)
+        return wire.StateAnswer(status="reloaded", version=self.version)
+
+    async def reload(self, path: Path, events_after: int | None = None) -> None:
+        """Load an artifact beside the one that is served, then serve it; requests in flight finish with the old one.
+
+        Raises:
+            HttpError: A reload is under way (409).
+            GemirecError: The artifact cannot be used; the old one is served on.
+        """
+        if self._reloading:
+            raise HttpError(409, "a reload is under way", got="a second one", fix="ask again when it is done")
+        self._reloading = True
+        try:
+            engine = await asyncio.to_thread(self._load, path, events_after)
+        except BaseException:
+            self._metrics.reload("refused")
+            raise
+        finally:
+            self._reloading = False
+        old, self._served, self._artifact = self._served, Served(engine), path
+        old.retired = True
+        old.close_if_done()
+        self._metrics.reload("done")
+        self._metrics.serves(engine.version)
+        logger.info("serving %s from %s", engine.version, path)
+
+    def _healthz(self) -> wire.StateAnswer:
+        return wire.StateAnswer(status="alive", version=self.version)
+
+    def _readyz(self) -> wire.StateAnswer:
+        self._log.trained_on(self.version)
+        return wire.StateAnswer(status="ready", version=self.version)
+
+    def _prometheus(self) -> Response:
+        return Response(self._metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _schema(self) -> Response:
+        return Response(self._description)
+
+
+def is_local(host: str | None) -> bool:
+    """Return whether a ``Host`` header names this machine: a web page that was given another name for it cannot ask.
+
+    Example:
+        >>> [is_local(host) for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "evil.example", None)]
+        [True, True, True, False, False]
+    """
+    name = (host or "").rpartition("@")[2]
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,49 @@
+"""What a server asks of a model: the only thing that it knows of models, indices and caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from gemirec.errors import GemirecError
+from gemirec.serving.wire import (
+    ExplainAnswer,
+    ExplainRequest,
+    InterestsAnswer,
+    InterestsRequest,
+    RecommendAnswer,
+    RecommendRequest,
+    SimilarAnswer,
+    SimilarRequest,
+)
+
+Kind = Literal["recommend", "interests", "explain", "similar"]
+"""The questions of an engine, by the names of its methods."""
+
+
+class Engine(Protocol):
+    """A version of the model with its items, index, cache and histories, ready to answer.
+
+    Every question takes the requests of a batch and gives an answer or an error for each, in their order; what one
+    request does wrong does not touch the others. A batch is asked on one thread at a time. After :meth:`close` nothing
+    is asked.
+    """
+
+    @property
+    def version(self) -> str:
+        """Which model answers; two engines of equal version give equal answers."""
+
+    def recommend(self, requests: Sequence[RecommendRequest]) -> Sequence[RecommendAnswer | GemirecError]:
+        """Return the best items of each user."""
+
+    def interests(self, requests: Sequence[InterestsRequest]) -> Sequence[InterestsAnswer | GemirecError]:
+        """Return the interests of each user."""
+
+    def explain(self, requests: Sequence[ExplainRequest]) -> Sequence[ExplainAnswer | GemirecError]:
+        """Return why each user has the interests."""
+
+    def similar(self, requests: Sequence[SimilarRequest]) -> Sequence[SimilarAnswer | GemirecError]:
+        """Return the neighbours of items."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
