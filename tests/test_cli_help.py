@@ -25,6 +25,7 @@ VERBS = (
     "probe",
     "ablate",
     "picture",
+    "serve",
     "demo",
     "doctor",
 )

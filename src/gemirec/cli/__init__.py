@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import gemirec
-from gemirec.cli import cache, compare, data, gemirec_verbs, machine, models, new_items, pictures
+from gemirec.cli import cache, compare, data, gemirec_verbs, machine, models, new_items, pictures, serve
 from gemirec.cli.console import Verbs
 
 app = typer.Typer(
@@ -50,6 +50,8 @@ def gemirec_command(
 
     What a trained gemirec knows: gemirec probe, ablate, picture; its users' interests as a file: gemirec cache.
 
+    A trained model over HTTP, with events, keys and metrics: gemirec serve.
+
     All of it at once: gemirec demo. Every verb has --help with examples and --json for programs. Exit codes: 0 done,
     2 wrong input (with what, what was got and how to mend it), 1 a fault of gemirec.
     """
@@ -67,6 +69,7 @@ for verb in (
     gemirec_verbs.probe,
     gemirec_verbs.ablate,
     pictures.picture,
+    serve.serve,
     machine.demo,
     machine.doctor,
 ):
