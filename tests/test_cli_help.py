@@ -22,6 +22,7 @@ VERBS = (
     "extend",
     "compare",
     "cache",
+    "index",
     "probe",
     "ablate",
     "picture",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -95,7 +95,7 @@ def brute(held: Held, query: torch.Tensor, k: int, out: set[int]) -> list[tuple[
 
 def check(index: ItemIndex, held: Held, k: int, least: float, excluded: list[list[int]] | None = None) -> None:
     """Search, and hold every list against brute force."""
-    ragged = {}
+    ragged: dict[str, Any] = {}
     if excluded is not None:
         size = torch.tensor([0, *map(len, excluded)])
         ragged = {

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import gemirec
-from gemirec.cli import cache, compare, data, gemirec_verbs, machine, models, new_items, pictures, serve
+from gemirec.cli import cache, compare, data, gemirec_verbs, index, machine, models, new_items, pictures, serve
 from gemirec.cli.console import Verbs
 
 app = typer.Typer(
@@ -52,6 +52,8 @@ def gemirec_command(
 
     A trained model over HTTP, with events, keys and metrics: gemirec serve.
 
+    An index of a model's items, its recall measured: gemirec index.
+
     All of it at once: gemirec demo. Every verb has --help with examples and --json for programs. Exit codes: 0 done,
     2 wrong input (with what, what was got and how to mend it), 1 a fault of gemirec.
     """
@@ -66,6 +68,7 @@ for verb in (
     new_items.extend,
     compare.compare,
     cache.cache,
+    index.index,
     gemirec_verbs.probe,
     gemirec_verbs.ablate,
     pictures.picture,

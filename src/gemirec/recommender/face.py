@@ -5,6 +5,7 @@ Axes: B users, K interests, R places of a list, E events of all users one after 
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,11 +34,15 @@ from gemirec.recommender.new_items import add_items, read_new_items
 from gemirec.recommender.search import Searcher
 from gemirec.recommender.settings import Fallback, as_dataset, check_fallback, check_k, resolve
 from gemirec.retrieval.cold_start import ColdItems, ColdStartConfig
+from gemirec.retrieval.versions import served_version
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gemirec.data.prepare import PrepareConfig
     from gemirec.evaluation.evaluate import EvaluationResult
     from gemirec.models.base import RetrievalModel
+    from gemirec.retrieval.index import ItemIndex
     from gemirec.training.progress import ProgressCallback
 
 Ids = Sequence[object] | pl.Series
@@ -328,6 +333,37 @@ class Recommender:
         out = Recommender(info, self.model, added.items, self._histories, self.dataset, added.cold)
         out._folder = self._folder
         return out
+
+    def with_index(self, index: ItemIndex | str | Path | None) -> Recommender:
+        """Return a recommender that searches in a given index; all else stays and is shared.
+
+        :meth:`recommend`, :meth:`interests` and :meth:`explain` search there. :meth:`similar_items` (cosines) and
+        :meth:`evaluate` stay exact, and so does what :meth:`with_new_items` gives.
+
+        Args:
+            index: An index of this model's items (:func:`gemirec.retrieval.index.build_index`), the folder of one
+                (``gemirec index``), or ``None`` for the exact one.
+
+        Raises:
+            ArtifactError: The index is of another model, or its folder is damaged.
+
+        Example:
+            Build one from the command line, then search there::
+
+                fast = Recommender.from_pretrained("run/artifact").with_index("run/index")
+                fast.recommend(histories=[["item-7", "item-9"]], k=10)
+        """
+        if isinstance(index, (str, Path)):
+            from gemirec.retrieval.index import load_index
+
+            index = load_index(index)
+        out = copy.copy(self)
+        out._search = Searcher(self.model, self.catalog, self.cold, index)
+        return out
+
+    def served_items(self) -> tuple[Tensor, str]:
+        """Return what an index is built from: ``[N + 1, D]`` item vectors, row 0 padding, and their version."""
+        return self._search.served().detach(), served_version(self.model, self.cold)
 
     def evaluate(
         self,

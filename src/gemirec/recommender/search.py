@@ -12,9 +12,11 @@ import polars as pl
 import torch
 
 from gemirec.data.batches import pad_histories
+from gemirec.errors import ArtifactError
 from gemirec.models.base import Histories
 from gemirec.retrieval.index import ExactIndex
 from gemirec.retrieval.retrieve import retrieve, retrieve_lists, searched
+from gemirec.retrieval.versions import served_version
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from gemirec.recommender.catalog import Catalog
     from gemirec.recommender.histories import Encoded
     from gemirec.retrieval.cold_start import ColdItems
+    from gemirec.retrieval.index import ItemIndex
 
 BLOCK_USERS = 512
 """Most users searched at once."""
@@ -32,21 +35,52 @@ BLOCK_PLACES = 1_000_000
 
 
 class Searcher:
-    """A model, its items and an exact index over them; the index is built when it is first needed."""
+    """A model, its items and an index over them.
 
-    def __init__(self, model: RetrievalModel, catalog: Catalog, cold: ColdItems | None = None) -> None:
+    Args:
+        model: The trained model.
+        catalog: Its items.
+        cold: Items without interactions.
+        index: Where items are searched; ``None`` takes an exact index, built when it is first needed.
+
+    Raises:
+        ArtifactError: The index is of other vectors.
+    """
+
+    def __init__(
+        self, model: RetrievalModel, catalog: Catalog, cold: ColdItems | None = None, index: ItemIndex | None = None
+    ) -> None:
         self.model = model
         self.catalog = catalog
         self.cold = cold
-        self._index: ExactIndex | None = None
+        self._index: ItemIndex | None = index
+        if index is not None:
+            self._check(index)
         self._cosine: tuple[torch.Tensor, ExactIndex] | None = None
 
     @property
-    def index(self) -> ExactIndex:
-        """The item vectors as they are compared at serving."""
+    def index(self) -> ItemIndex:
+        """Where items are searched."""
         if self._index is None:
             self._index = ExactIndex(self.served())
         return self._index
+
+    def _check(self, index: ItemIndex) -> None:
+        """Raise if an index is of other vectors than these."""
+        known, own = index.version, served_version(self.model, self.cold)
+        if known not in (None, own):
+            raise ArtifactError(
+                "the index is of another model",
+                got=f"index of version {known}, model of version {own}",
+                fix="build the index again from this artifact, and roll both together",
+            )
+        width = self.served().shape[1]
+        if index.dim != width or len(index) > len(self.catalog):
+            raise ArtifactError(
+                "the index does not fit the model",
+                got=f"{len(index)} x {index.dim} in the index, {len(self.catalog)} items of width {width}",
+                fix="build the index from this artifact",
+            )
 
     def served(self) -> torch.Tensor:
         """Return all item vectors as they are compared at serving, padding row and new items included."""

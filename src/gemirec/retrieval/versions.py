@@ -15,25 +15,28 @@ import torch
 from gemirec.config import to_dict
 from gemirec.errors import ConfigError
 from gemirec.models.catalog import MODELS, model_class
+from gemirec.models.dmi import DMI
 from gemirec.models.gemirec import GemiRec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gemirec.models.base import RetrievalModel
+    from gemirec.retrieval.cold_start import ColdItems
 
 _MEANING = ("quantizer.codebooks.", "quantizer.encoder.", "table.", "category_N")
 """Parameters and buffers of a dictionary that give an index its meaning."""
 
 
 def with_dictionary(model: RetrievalModel) -> GemiRec:
-    """Return ``model`` if it has a dictionary of interests.
+    """Return the model with a dictionary of interests: ``model``, or the base that it refines (DMI).
 
     Raises:
         ConfigError: It has none.
     """
-    if isinstance(model, GemiRec):
-        return model
+    base = model.base if isinstance(model, DMI) else model
+    if isinstance(base, GemiRec):
+        return base
     known = [name for name in MODELS if issubclass(model_class(name), GemiRec)]
     raise ConfigError(
         "this model has no dictionary of interests, so there is nothing to cache",
@@ -70,6 +73,13 @@ def model_version(model: RetrievalModel) -> str:
     """Return the SHA-256 (hex) of a model's class, configuration, parameters and buffers."""
     header = {"kind": type(model).__name__, "config": to_dict(model.config)}
     return _digest(header, model.state_dict())
+
+
+def served_version(model: RetrievalModel, cold: ColdItems | None) -> str:
+    """Return the version of the item vectors that are served: the model's, and that of the items added to it."""
+    if cold is None:
+        return model_version(model)
+    return _digest({"model": model_version(model)}, cold.tensors())
 
 
 def _digest(header: dict[str, Any], tensors: Mapping[str, Any]) -> str:

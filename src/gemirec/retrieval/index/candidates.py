@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -53,7 +53,7 @@ class Excluded(NamedTuple):
         keep_E = row_Q[place_E] == self.row_E if len(row_Q) else torch.zeros_like(self.row_E, dtype=torch.bool)
         return Excluded(place_E[keep_E], self.id_E[keep_E])
 
-    def ragged(self, queries: int) -> dict[str, Tensor]:
+    def ragged(self, queries: int) -> dict[str, Any]:
         """Return the arguments of :meth:`ItemIndex.search`."""
         size_Q = torch.bincount(self.row_E, minlength=queries)
         return {"exclude_E": self.id_E, "exclude_offset_Q1": torch.cat([size_Q.new_zeros(1), size_Q.cumsum(0)])}
@@ -269,7 +269,7 @@ class CandidateIndex(ItemIndex):
 def read_store(folder: Path, mmap: bool) -> tuple[ExactIndex, dict[str, Tensor]]:
     """Return the float32 vectors of a folder, and all of its tensors."""
     tensors = read_vectors(folder, ("vector", "facts"), mmap)
-    store = {name: tensors[name] for name in ("vector", "facts", "id") if name in tensors}
+    store = {name: tensor for name, tensor in tensors.items() if name in ("vector", "facts", "id")}
     return ExactIndex.of(store, str(folder)), tensors
 
 

@@ -141,8 +141,8 @@ class QdrantIndex(ItemIndex):
         from qdrant_client import models
 
         denied = [*(excluded or ()), *(() if self._deny is None else self._deny.tolist())]
-        must = None if self._allow is None else [models.HasIdCondition(has_id=self._allow.tolist())]
-        must_not = [models.HasIdCondition(has_id=[i for i in denied if i > 0])] if denied else None
+        must: list[Any] | None = None if self._allow is None else [models.HasIdCondition(has_id=self._allow.tolist())]
+        must_not: list[Any] | None = [models.HasIdCondition(has_id=[i for i in denied if i > 0])] if denied else None
         return None if must is None and must_not is None else models.Filter(must=must, must_not=must_not)
 
     def restrict(self, allow_ids: Tensor) -> QdrantIndex:
