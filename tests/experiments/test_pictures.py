@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from gemirec.experiments.pictures.curves import curves_figure, panels, stage_end
 from gemirec.experiments.pictures.map import colour_key, item_map, map_figure, sample_items
 from gemirec.experiments.pictures.posterior import posterior, posterior_figure
 from gemirec.experiments.pictures.projection import pca, tsne
+from gemirec.experiments.pictures.refinement import refinement, refinement_figure
 from gemirec.experiments.pictures.tree import pruned, tree_figure, tree_rows, tree_text
 from gemirec.models.base import Histories, RetrievalModel
+from gemirec.models.dmi import DMI
 from gemirec.models.gemirec import GemiRec
 from gemirec.recommender import Recommender
 from gemirec.recommender.artifact import new_artifact_info
@@ -311,6 +314,58 @@ def test_the_heat_map_rings_what_came_next(planted: Dataset, model: GemiRec) -> 
     assert axes.get_yticklabels()[0].get_text().split()[0] == names.path(shown[0])
 
 
+# --- the refinement ---------------------------------------------------------------------------------------------------
+
+
+def refiner(planted: Dataset, **over: Any) -> DMI:
+    """A DMI whose denoiser is no longer the identity."""
+    model = tiny("dmi", planted.spec(), **over).eval()
+    assert isinstance(model, DMI)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        model.denoiser.context_gate_D.fill_(0.5)
+        torch.nn.init.normal_(model.denoiser.network[2].weight, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_refinement_lists_neighbours_before_on_the_way_and_after(planted: Dataset, steps: int) -> None:
+    model, case = refiner(planted, reverse_steps=steps), find_case(planted)
+    found = refinement(model, case, nearest=5)
+    assert found.title_R[0] == "coarse"
+    assert found.title_R[-1] == "refined"
+    assert len(found.title_R) == steps + 1  # the first state is the coarse interest itself
+    with torch.no_grad():
+        histories = case.now(model.max_length)
+        coarse_KD = model.base.interests(histories).vector_BKD[0].numpy()
+        refined_KD = model.interests(histories).vector_BKD[0].numpy()
+        item_ND = model.item_vectors().numpy()[1:]
+    item_ND = item_ND / np.linalg.norm(item_ND, axis=1, keepdims=True)
+    for column, vector_KD in ((0, coarse_KD), (-1, refined_KD)):
+        unit_KD = vector_KD / np.linalg.norm(vector_KD, axis=1, keepdims=True)
+        cosine_KN = unit_KD @ item_ND.T
+        np.testing.assert_allclose(found.cosine_KRP[:, column], -np.sort(-cosine_KN, axis=1)[:, :5], atol=1e-5)
+        listed = np.take_along_axis(cosine_KN, found.item_KRP[:, column] - 1, axis=1)
+        np.testing.assert_allclose(listed, found.cosine_KRP[:, column], atol=1e-5)
+    length_K = np.linalg.norm(coarse_KD, axis=1) * np.linalg.norm(refined_KD, axis=1)
+    np.testing.assert_allclose(found.moved_KR[:, -1], (coarse_KD * refined_KD).sum(axis=1) / length_K, atol=1e-5)
+    assert (found.moved_KR[:, -1] < 0.999).any()
+
+
+def test_the_lists_mark_what_came_true_and_what_is_new(planted: Dataset) -> None:
+    pytest.importorskip("matplotlib")
+    case = find_case(planted)
+    found = refinement(refiner(planted), case, nearest=5)
+    drawn = refinement_figure(found, case, Names(planted))
+    texts = [text for axes in drawn.axes for text in axes.texts]
+    shown = found.item_KRP.reshape(-1).tolist()
+    future, history = set(case.future_T.tolist()), set(case.history_H.tolist())
+    assert ["★" in text.get_text() for text in texts] == [item in future for item in shown]
+    assert ["●" in text.get_text() for text in texts] == [item in history - future for item in shown]
+    new = sum(len(set(after) - set(before)) for row in found.item_KRP.tolist() for before, after in pairwise(row))
+    assert sum(text.get_weight() == "bold" for text in texts) == new
+
+
 # --- the curves -------------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +450,8 @@ def test_what_cannot_be_drawn_is_refused(planted: Dataset, model: GemiRec, tmp_p
     for which in (["tree"], ["map", "posterior"]):
         with pytest.raises(ConfigError, match="only a gemirec model"):
             pictures(other, planted.path, out, which=which)
+    with pytest.raises(ConfigError, match="only a dmi model"):
+        pictures(other, planted.path, out, which=["refinement"])
     with pytest.raises(ConfigError, match="no such picture"):
         pictures(other, planted.path, out, which=["tea"])
     with pytest.raises(ConfigError, match="run folder"):

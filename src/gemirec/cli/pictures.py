@@ -25,7 +25,10 @@ def picture(
     run: Annotated[Path | None, typer.Option(help="Run folder (OUT/run of gemirec train), for the curves.")] = None,
     which: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME,...", help="map, tree, posterior, curves; without it all that can be drawn."),
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="map, tree, posterior, refinement, curves; without it all that can be drawn.",
+        ),
     ] = None,
     items: Annotated[int, typer.Option(min=10, max=2000, help="Most items on the map.")] = 1500,
     depth: Annotated[int, typer.Option(min=1, help="Levels of the dictionary shown in the tree.")] = 2,
@@ -36,8 +39,9 @@ def picture(
 
     map: items by their vectors (t-SNE), with a held-out user's history, interests and future; --beside puts a second
     model next to it, in the same colours. tree: what each code of GemiRec's dictionary holds; also as tree.json and
-    tree.txt. posterior: which interests GemiRec's generator expects, event by event along the history. curves: every
-    loss term, validation and the dictionary's health, stage by stage. Files that are there are replaced.
+    tree.txt. posterior: which interests GemiRec's generator expects, event by event along the history. refinement: what
+    lies nearest to each interest before, during and after DMI's reverse process. curves: every loss term, validation
+    and the dictionary's health, stage by stage. Files that are there are replaced.
 
         gemirec picture run/artifact data --out pictures
 

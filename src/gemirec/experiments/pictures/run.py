@@ -18,15 +18,19 @@ from gemirec.experiments.pictures.case import Case, Names, find_case, with_codes
 from gemirec.experiments.pictures.curves import curves_figure
 from gemirec.experiments.pictures.map import colour_key, item_map, map_figure, sample_items
 from gemirec.experiments.pictures.posterior import posterior, posterior_figure
+from gemirec.experiments.pictures.refinement import refinement, refinement_figure, with_refiner
 from gemirec.experiments.pictures.tree import tree_figure, tree_rows, tree_text
 from gemirec.experiments.watch import Silent, Watcher
+from gemirec.models.dmi import DMI
 from gemirec.models.gemirec import GemiRec
 from gemirec.recommender import Recommender
 from gemirec.training.tracking import read_metrics
 
-PICTURES = ("map", "tree", "posterior", "curves")
+PICTURES = ("map", "tree", "posterior", "refinement", "curves")
 OF_CODES = {"tree", "posterior"}
 """Those that need a dictionary of interests."""
+OF_USER = {"map", "posterior", "refinement"}
+"""Those that show a user."""
 
 
 def pictures(
@@ -74,9 +78,14 @@ def pictures(
     if which is None and studio.coded is None:
         notes.append(f"no tree and no posterior: {studio.why}")
         wanted = [name for name in wanted if name not in OF_CODES]
+    refiner = isinstance(studio.models[0].model, DMI)
+    if which is None and not refiner:
+        wanted = [name for name in wanted if name != "refinement"]
+    if "refinement" in wanted:
+        with_refiner(studio.models[0].model, artifact)
     if which is None and run is None:
         notes.append("no curves: give the run folder with --run")
-    case = find_case(studio.data, user, label_N=studio.labels()) if set(wanted) & {"map", "posterior"} else None
+    case = find_case(studio.data, user, label_N=studio.labels()) if set(wanted) & OF_USER else None
     with translate_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
@@ -90,6 +99,9 @@ def pictures(
         elif name == "posterior":
             assert case is not None
             files[name] = str(save(studio.posterior(case), out / "posterior.png"))
+        elif name == "refinement":
+            assert case is not None
+            files[name] = str(save(studio.refinement(case, artifact), out / "refinement.png"))
         else:
             assert run is not None
             files[name] = str(save(_curves(run), out / "curves.png"))
@@ -179,6 +191,11 @@ class _Studio:
         with atomic_file(files["tree_text"]) as tmp:
             tmp.write_text(tree_text(rows), encoding="utf-8")
         return {name: str(path) for name, path in files.items()}
+
+    def refinement(self, case: Case, artifact: Path) -> Any:
+        """Draw the way of the first model's interests."""
+        found = refinement(with_refiner(self.models[0].model, artifact), case)
+        return refinement_figure(found, case, self.names)
 
     def posterior(self, case: Case) -> Any:
         """Draw the posterior."""
