@@ -161,7 +161,7 @@ class Codec:
 
     def _check(self, record_B: Records, key_B2: NDArray[np.uint64]) -> NDArray[np.uint32]:
         """Return the checks ``[B]``."""
-        word_BW = np.ascontiguousarray(record_B).view(np.uint32).reshape(len(record_B), -1)[:, 1:]
+        word_BW = np.ascontiguousarray(record_B).view(np.uint32).reshape(-1, len(self._factor_W))[:, 1:]
         total_B = (word_BW * self._factor_W[1:]).sum(axis=1, dtype=np.uint64) + self._factor_W[0]
         total_B += (key_B2 * self._key_factor_2).sum(axis=1, dtype=np.uint64)
         return (total_B >> _HALF).astype(np.uint32)

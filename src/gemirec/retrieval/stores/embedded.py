@@ -222,13 +222,21 @@ def _new_shelf(folder: Path, engine: Engine, slots: int, info: StoreInfo, marks:
 def _open_shelf(
     folder: Path, engine: Engine, slots: int, info: StoreInfo, marks: Path, *, new: bool = False
 ) -> DiskShelf:
-    mark_slots = marks.stat().st_size // (8 + MARK.itemsize)
     if engine == "lmdb":
         from gemirec.retrieval.stores.lmdb_shelf import LmdbShelf
 
-        return LmdbShelf(folder, info.codec(), SlotTable(marks, mark_slots, MARK), new=new)
+        return LmdbShelf(folder, info.codec(), _open_marks(marks), new=new)
     values = SlotTable(folder / "values.bin", slots, info.codec().dtype)
-    return MapShelf(values, SlotTable(marks, mark_slots, MARK))
+    return MapShelf(values, _open_marks(marks))
+
+
+def _open_marks(path: Path) -> SlotTable:
+    """Return the table of marks, of whatever size it was made."""
+    size, width = path.stat().st_size, 8 + MARK.itemsize
+    if size == 0 or size % width:
+        fix = "remove it; who was marked is then forgotten, so fill the cache again from a log that holds all events"
+        raise ArtifactError("the marks of the cache are cut", got=f"{path}: {size} bytes", fix=fix)
+    return SlotTable(path, size // width, MARK)
 
 
 def _marks_path(root: Path, marks: str | Path | None) -> Path:

@@ -17,7 +17,7 @@ import polars as pl
 from gemirec.data.hashing import splitmix64, text_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -56,22 +56,30 @@ def user_keys(user_ids: Sequence[object] | pl.Series) -> Keys:
         >>> len(set(keys.texts()))
         3
     """
-    if not isinstance(user_ids, pl.Series):
-        user_ids = pl.Series([None if name is None else str(name) for name in user_ids], dtype=pl.String)
-    key_B2 = np.empty((len(user_ids), 2), dtype=np.uint64)
-    done = 0
-    for data, offsets in text_blocks(user_ids):
+    parts = []
+    for data, offsets in _texts(user_ids):
         length_X = np.diff(offsets)
-        place_Y = np.arange(len(data)) - np.repeat(offsets[:-1], length_X)
+        place_Y = np.arange(len(data)) - offsets[:-1].repeat(length_X)
         factor_P2 = _multipliers(int(length_X.max(initial=0)).bit_length())
-        for half in range(2):
-            sum_Y1 = np.zeros(len(data) + 1, dtype=np.uint64)
-            np.cumsum((data + np.uint64(1)) * factor_P2[place_Y, half], out=sum_Y1[1:])
-            total_X = sum_Y1[offsets[1:]] - sum_Y1[offsets[:-1]]
-            key_B2[done : done + len(length_X), half] = splitmix64(total_X + length_X.astype(np.uint64) * _GOLDEN)
-        done += len(length_X)
+        sum_Y2 = np.zeros((len(data) + 1, 2), dtype=np.uint64)
+        np.cumsum((data + np.uint64(1))[:, None] * factor_P2[place_Y], axis=0, out=sum_Y2[1:])
+        total_X2 = sum_Y2[offsets[1:]] - sum_Y2[offsets[:-1]]
+        parts.append(splitmix64(total_X2 + length_X.astype(np.uint64)[:, None] * _GOLDEN))
+    key_B2 = np.concatenate(parts) if len(parts) != 1 else parts[0]
     key_B2[key_B2[:, 0] == 0, 0] = 1
-    return Keys(key_B2, user_ids.is_not_null().to_numpy())
+    if isinstance(user_ids, pl.Series):
+        return Keys(key_B2, user_ids.is_not_null().to_numpy())
+    return Keys(key_B2, np.array([name is not None for name in user_ids], dtype=np.bool_))
+
+
+def _texts(user_ids: Sequence[object] | pl.Series) -> Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Return bytes and offsets of the ids' texts, in blocks: as columns in bulk, plainly for the few of a request."""
+    if isinstance(user_ids, pl.Series) and len(user_ids):
+        return text_blocks(user_ids)
+    texts = [str(name).encode(errors="surrogatepass") for name in user_ids]
+    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum([len(text) for text in texts], out=offsets[1:])
+    return [(np.frombuffer(b"".join(texts), dtype=np.uint8), offsets)]
 
 
 @lru_cache(maxsize=32)
