@@ -21,6 +21,7 @@ from gemirec.serving.keys import Keyring
 from gemirec.serving.run import build_app
 
 T = TypeVar("T")
+JSON = "application/json"
 
 
 class Client:
@@ -43,10 +44,9 @@ class Client:
     def post(self, path: str, body: Any = None, *, content: bytes | None = None, **headers: str) -> httpx.Response:
         """Send a body, as JSON or as bytes; ``_`` in names of headers is ``-``."""
         raw = json.dumps(body).encode() if content is None else content
-        named = {"content-type": "application/json"} | {
-            name.replace("_", "-"): value for name, value in headers.items()
-        }
-        return self.run(lambda http: http.post(path, content=raw, headers=named))
+        named = {"content_type": JSON, **headers}
+        sent = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in named.items()]
+        return self.run(lambda http: http.post(path, content=raw, headers=sent))
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         """Ask for a page."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gemirec.serving.wire import Event
 
 FORMAT_VERSION = 1
+_MAGIC = b"SQLite format 3\0"
 NOT_IN_HISTORIES = "impression"
 """The kind of event that says an item was shown, not that the user did anything."""
 MOST_RECENT = 5000
@@ -96,6 +97,12 @@ class EventLog:
         self.path = Path(path)
         with translate_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            begin = b""
+            if self.path.exists():
+                with self.path.open("rb") as file:
+                    begin = file.read(len(_MAGIC))
+        if begin and begin != _MAGIC:  # SQLite would take a short file of anything for an empty one
+            raise _damaged(self.path, f"begins with {begin!r}")
         with self._errors():
             self._write, self._read = self._connect(), self._connect()
             self._prepare()
@@ -175,11 +182,15 @@ class EventLog:
                 fix="free space on its disk, give the server the rights to it, or choose another file with --events",
             ) from error
         except sqlite3.DatabaseError as error:
-            raise ArtifactError(
-                "the event log is damaged, or is no event log",
-                got=f"{self.path}: {error}",
-                fix="move the file away (sqlite3 FILE .recover saves what can be read), and start again",
-            ) from error
+            raise _damaged(self.path, error) from error
+
+
+def _damaged(path: Path, why: object) -> ArtifactError:
+    return ArtifactError(
+        "the event log is damaged, or is no event log",
+        got=f"{path}: {why}",
+        fix="move the file away (sqlite3 FILE .recover saves what can be read), and start again",
+    )
 
 
 def read_events(path: str | Path) -> pl.DataFrame:

@@ -22,7 +22,7 @@ import hashlib
 import hmac
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 import yaml
@@ -54,8 +54,8 @@ class KeyEntry(Config, frozen=True, kw_only=True):
     """The key itself."""
     sha256: str | None = None
     """Its SHA-256 in hex, so that the file holds no secret."""
-    expires: datetime.datetime | datetime.date | None = None
-    """From then on it is refused (UTC unless it says otherwise)."""
+    expires: Any = None
+    """A date or a time, in UTC unless it says otherwise; from then on it is refused."""
 
 
 class KeyFile(Config, frozen=True, kw_only=True):
@@ -170,12 +170,19 @@ def _key(entry: KeyEntry, where: str) -> Key:
         if len(hashed) != hashlib.sha256().digest_size:
             fix = "give the 64 hex digits of: printf %s KEY | sha256sum"
             raise ConfigError("sha256 of an API key is not a SHA-256", got=got, fix=fix)
-    expires = entry.expires
-    if expires is not None and not isinstance(expires, datetime.datetime):
-        expires = datetime.datetime.combine(expires, datetime.time())
-    if expires is not None and expires.tzinfo is None:
-        expires = expires.replace(tzinfo=datetime.UTC)
-    return Key(entry.name, hashed, frozenset(entry.scopes), expires)
+    return Key(entry.name, hashed, frozenset(entry.scopes), _moment(entry.expires, got))
+
+
+def _moment(value: object, got: str) -> datetime.datetime | None:
+    """Return the time that YAML's value of ``expires`` means."""
+    if value is None:
+        return None
+    try:
+        moment = datetime.datetime.fromisoformat(str(value))
+    except ValueError:
+        fix = "write a date, 2030-01-31, or a time, 2030-01-31T12:00:00Z"
+        raise ConfigError("expires of an API key is no date", got=f"{got}: {value}", fix=fix) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
 PERMISSIONS: tuple[str, ...] = get_args(Permission)
