@@ -104,6 +104,15 @@ def inputs(length: Any = (4, 2, 1, 0)) -> tuple[torch.Tensor, ...]:
     return noised, torch.tensor([5, 1, 3, 2]), item, mask, guide
 
 
+def test_an_untrained_step_adds_the_guidance_that_the_config_says() -> None:
+    noised, step, item, mask, guide = inputs()
+    signal = signal_schedule("cosine", 5, 0.6)
+    clean = noised / signal[step].sqrt()[:, None, None]
+    for start in (0.0, 0.75):
+        model = Denoiser(DenoiserConfig(guide_start=start), 6, signal, guided=True)
+        torch.testing.assert_close(model(noised, step, item, mask, guide), clean + start * guide)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("reads", [True, False])

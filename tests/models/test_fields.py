@@ -52,6 +52,7 @@ COMPANY: dict[str, dict[str, Any]] = {
     "dmi:neighbours": {"guidance": "neighbours"},
     "dmi:neighbours_of": {"guidance": "neighbours"},
     "dmi:memory": {"guidance": "users"},
+    "dmi:denoiser.guide_start": {"guidance": "neighbours"},
     "dmi:contrast_temperature": {"contrast_weight": 0.5},
     "dmi:train": {"base_share": 0.5},
     "denoiser.prune.threshold": {"denoiser": {"prune": {"rule": "learned"}}},

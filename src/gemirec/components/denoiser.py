@@ -9,8 +9,9 @@ vectors of the history's items::
     x0^   = x / sqrt(a_t) + g * c + g' * u + FFN( LN( q + c + u ) )
 
 ``u`` is optional guidance by other users (:mod:`gemirec.components.guidance`). g, g' (one number per dimension) and the
-last layer of FFN start at 0: an untrained denoiser returns what it is given, whatever the time. The item vectors are
-keys and values themselves, so that nothing of size L x D^2 is computed per step: the two maps act on K queries.
+last layer of FFN start at 0 (g' at ``guide_start``): an untrained denoiser returns what it is given, whatever the time.
+The item vectors are keys and values themselves, so that nothing of size L x D^2 is computed per step: the two maps act
+on K queries.
 
 Axes: B batch, L history length, K interests, D embedding, T steps of the forward process and one for none.
 """
@@ -57,6 +58,9 @@ class DenoiserConfig(Config, frozen=True, kw_only=True):
     """Which items are read."""
     cross_attention: bool = True
     """Read the history at all. Without it ``c`` is 0, and guidance is all that a step knows of beside the interest."""
+    guide_start: Annotated[float, Meta(ge=0, le=4)] = 0.0
+    """Where ``g'`` starts, how much of the guidance each step adds. Above 0 an untrained denoiser is not the identity:
+    it draws interests to what other users say from the first training step on."""
 
 
 def kept_items(
@@ -156,7 +160,7 @@ class Denoiser(nn.Module):
         self.network = two_layers(dim, config.hidden_factor * dim, dim)
         _zero(self.network[2])
         self.context_gate_D = nn.Parameter(torch.zeros(dim))
-        self.guide_gate_D = nn.Parameter(torch.zeros(dim)) if guided else None
+        self.guide_gate_D = nn.Parameter(torch.full((dim,), config.guide_start)) if guided else None
         learned = config.prune.rule == "learned"
         self.threshold = nn.Parameter(torch.tensor(config.prune.threshold)) if learned else None
 
