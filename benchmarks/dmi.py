@@ -35,7 +35,19 @@ if TYPE_CHECKING:
     from gemirec.models.base import Histories, Interests
 
 LOGS = ("amazon-beauty", "ml-1m", "kuairand-pure", "aspects")
-ASPECTS: dict[str, Any] = {"aspects": 3, "num_super_clusters": 4, "clusters_per_super": 5, "num_items": 1000}
+ASPECTS: dict[str, Any] = {
+    "num_items": 1000,
+    "num_super_clusters": 4,
+    "clusters_per_super": 5,
+    "aspects": 3,
+    "aspect_lean": 0.0,
+    "interests_min": 2,
+    "interests_max": 4,
+    "choices": 1,
+    "birth_share": 0.0,
+}
+"""Aspects are independent of clusters and users have no taste beside their interests (``choices: 1``): what an interest
+does not care about is noise and nothing else. With taste it is not: it says which of two items a user takes."""
 USERS = 10_000
 
 
@@ -50,6 +62,10 @@ PARTS: dict[str, dict[str, Any]] = {
         "dmi": _dmi(),
         "no guidance": _dmi({"guidance": "history"}),
         "guided by users": _dmi({"guidance": "users"}),
+        "guided by 50 users of 4096": _dmi({"guidance": "users", "neighbours": 50, "memory": 4096}),
+        "drawn to 50 users of 4096": _dmi(
+            {"guidance": "users", "neighbours": 50, "memory": 4096, "denoiser": {"guide_start": 1.0}}
+        ),
         "no pruning": _dmi({"denoiser": {"prune": {"rule": "none"}}}),
         "no cross-attention": _dmi({"denoiser": {"cross_attention": False}}),
         "no cross-attention, no guidance": _dmi({"guidance": "history", "denoiser": {"cross_attention": False}}),
@@ -60,9 +76,14 @@ PARTS: dict[str, dict[str, Any]] = {
     "noise": {f"noise {amount}": _dmi({"noise": {"amount": amount}}) for amount in (0.01, 0.1, 0.3, 0.6, 0.9)},
     "extractors": {
         "comirec_dr": {},
-        "dmi over comirec_dr": {"base": "dmi", "model": {"base": {"model": "comirec_dr"}}, "training": FALLING},
-        "simrec": {},
-        "dmi over simrec": {"base": "dmi", "model": {"base": {"model": "simrec"}}, "training": FALLING},
+        "dmi over comirec_dr": {
+            "base": "dmi",
+            "model": {
+                "base": {"model": "comirec_dr", "identity_maps": True, "transform_std": 0.1},
+                "loss": {"negatives": "uniform", "normalize": False, "temperature": 1.0, "beta": 1.0},
+            },
+            "training": {"learning_rate": 0.003},
+        },
         "gemirec": {"training": {"steps": 3000}},
         "gemirec+dmi": {"base": "dmi", "profile": "gemirec", "training": {"steps": 3000}},
     },
