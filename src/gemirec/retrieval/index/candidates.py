@@ -49,6 +49,8 @@ class Excluded(NamedTuple):
 
     def take(self, row_Q: Tensor) -> Excluded:
         """Return the pairs of some queries, ascending, numbered by their place in ``row_Q``."""
+        if not len(self.row_E):
+            return self
         place_E = torch.searchsorted(row_Q, self.row_E).clamp_max(max(0, len(row_Q) - 1))
         keep_E = row_Q[place_E] == self.row_E if len(row_Q) else torch.zeros_like(self.row_E, dtype=torch.bool)
         return Excluded(place_E[keep_E], self.id_E[keep_E])
@@ -84,6 +86,10 @@ class CandidateIndex(ItemIndex):
         Rows outside :attr:`_keep_N` may be among them. ``deeper`` says how many times as far to look as the search
         parameters do.
         """
+
+    def _sees_all(self, deeper: int) -> bool:
+        """Whether a search so much deeper would see no other rows."""
+        return True
 
     def _depth(self, k: int) -> int:
         """Return how many rows to propose for a list of ``k``."""
@@ -137,7 +143,7 @@ class CandidateIndex(ItemIndex):
             # of k items behind as many that are excluded, no more than of 2 k items are missed
             more_Q = dropped_Q > (deeper - 0.5) * k
             short_Q = key_QF[:, k - 1] == EMPTY
-            more_Q |= short_Q & (position_QF >= 0).all(dim=1)
+            more_Q |= short_Q & ((position_QF >= 0).all(dim=1) | (not self._sees_all(deeper)))
             self._search_exactly(query_QD, best_QK, row_Q[short_Q & ~more_Q], excluded, item_chunk)
             row_Q, fetch, deeper = row_Q[more_Q], 2 * fetch, 2 * deeper
         self._search_exactly(query_QD, best_QK, row_Q, excluded, item_chunk)

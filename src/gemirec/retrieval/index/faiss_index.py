@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 FILE = "faiss.index"
 _RERANK = {"ivf_sq8": 1, "ivf_pq": 4, "pq": 4}
 """Rows proposed per place of a list, to begin with: the coarser the codes, the more."""
+_DEEPEST = 8
+"""Most times as many inverted lists to read as the search parameters say; beyond it all rows are searched exactly."""
+_LONGEST_WALK = 20
+"""Largest ``ef_search`` in lengths of a list: a graph that needs more is slower than an exact search."""
 _PER_LIST = 39
 """Fewest items per inverted list that faiss' k-means takes without a warning."""
 _PQ_CODES = 16
@@ -79,11 +83,12 @@ class FaissIndex(CandidateIndex):
         kind, items = self.config.kind, max(1, len(self._store))
         rerank = Knob("rerank", 1, max(1, items // max(1, k)))
         if kind == "hnsw":
-            return (Knob("ef_search", min(k, items), items),)
+            return (Knob("ef_search", min(k, items), min(_LONGEST_WALK * k, items)),)
         if kind == "pq":
             return (rerank,)
         if kind.startswith("ivf"):
-            probe = Knob("nprobe", 1, max(1, self._structure.nlist))
+            lists = max(1, self._structure.nlist)
+            probe = Knob("nprobe", min(lists, _ceil(2 * k * lists / items)), lists)  # lists that hold 2 k items
             return (probe,) if kind == "ivf" else (probe, rerank)
         return ()
 
@@ -108,6 +113,12 @@ class FaissIndex(CandidateIndex):
             params = faiss.SearchParameters(**search) if search and kind == "flat" else None
         _, position_QF = self._structure.search(query_QD.numpy(), fetch, params=params)
         return torch.from_numpy(position_QF)
+
+    def _sees_all(self, deeper: int) -> bool:
+        """See :class:`CandidateIndex`."""
+        if not self.config.kind.startswith("ivf") or deeper >= _DEEPEST:
+            return True
+        return self.params["nprobe"] * deeper / self._share >= self._structure.nlist
 
     def _set_keep(self, keep_N: Tensor | None) -> None:
         super()._set_keep(keep_N)
