@@ -29,6 +29,7 @@ from gemirec.retrieval.versions import dictionary_version, model_version, with_d
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gemirec.models.base import RetrievalModel
     from gemirec.models.gemirec import GemiRec
     from gemirec.recommender.artifact import ArtifactInfo
 
@@ -90,14 +91,14 @@ def build_cache(
     """
     begin = time.perf_counter()
     facts, loaded, _ = read_artifact(artifact)
-    model, config = with_dictionary(loaded), config or CacheConfig()
+    model, config = with_dictionary(loaded), config or CacheConfig()  # DMI's base selects, and DMI's version is served
     data = None if dataset is None else _same_data(Dataset.open(dataset), facts)
     if data is not None:
         total, blocks = dataset_blocks(data, model.max_length, split)
     else:
         total, blocks = artifact_blocks(artifact, model.max_length, split)
     info = cache_info(
-        model, config, name=facts.model, fingerprint=facts.dataset.get("fingerprint", ""), history=split or "all"
+        loaded, config, name=facts.model, fingerprint=facts.dataset.get("fingerprint", ""), history=split or "all"
     )
     count = _Count(total, progress)
     users = write_cache(out, info, (count.add(select_block(model, block, info, config.batch_size)) for block in blocks))
@@ -119,12 +120,13 @@ def build_cache(
     }
 
 
-def cache_info(model: GemiRec, config: CacheConfig, *, name: str, fingerprint: str, history: str) -> CacheInfo:
-    """Return what a cache of ``model`` is made with.
+def cache_info(served: RetrievalModel, config: CacheConfig, *, name: str, fingerprint: str, history: str) -> CacheInfo:
+    """Return what a cache of ``served`` is made with; K and epsilon are by default its own, or those of its base.
 
     Raises:
         ConfigError: The model serves no interest of the dictionary, has not learned to, or K cannot be reached.
     """
+    model = with_dictionary(served)
     if int(model.phase) < 2:
         raise ConfigError(
             "the model's best checkpoint is from before its generator was trained",
@@ -147,7 +149,7 @@ def cache_info(model: GemiRec, config: CacheConfig, *, name: str, fingerprint: s
         levels=list(model.limited or range(1, len(sizes) + 1)),
         sizes=list(sizes),
         dictionary_version=dictionary_version(model),
-        model_version=model_version(model),
+        model_version=model_version(served),
         model=name,
         dataset_fingerprint=fingerprint,
         history=history,

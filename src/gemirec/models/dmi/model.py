@@ -138,9 +138,14 @@ class DMI(TableModel):
 
     # --- from coarse to refined -----------------------------------------------------------------------------------
 
-    def interests(self, histories: Histories) -> Interests:
-        """Return the refined interests; masks, weights and codes are the base's."""
-        coarse = self.coarse(histories)
+    def interests(self, histories: Histories, found: Interests | None = None) -> Interests:
+        """Return the refined interests; masks, weights and codes are the base's.
+
+        Args:
+            histories: The users' recent items.
+            found: What the base says of them, if it is known already (from a cache of a base with a dictionary).
+        """
+        coarse = self.coarse(histories, found)
         return replace(coarse.found, vector_BKD=self.refine(coarse))
 
     def sample(self, histories: Histories, generator: torch.Generator | None = None) -> Interests:
@@ -159,10 +164,10 @@ class DMI(TableModel):
         found = self.interests(histories)
         return found.vector_BKD, found.mask_BK
 
-    def coarse(self, histories: Histories) -> Coarse:
+    def coarse(self, histories: Histories, found: Interests | None = None) -> Coarse:
         """Return the base's interests and all else that the reverse process needs, worked out once per user."""
         wide = widen(histories, self.max_length)
-        found, dim = self.base.interests(wide), self.config.dim
+        found, dim = self.base.interests(wide) if found is None else found, self.config.dim
         vector_BKD = found.vector_BKD[..., :dim]
         clean_BKD = math.sqrt(dim) * F.normalize(vector_BKD, dim=2)
         length_BK1 = torch.linalg.vector_norm(vector_BKD, dim=2, keepdim=True)
