@@ -34,7 +34,8 @@ def clustered(items: int, dim: int, queries: int, seed: int = 1) -> tuple[torch.
     def draw(count: int, spread: float) -> torch.Tensor:
         cluster = torch.randint(0, len(centre_CI), (count,), generator=generator)
         vector_XI = centre_CI[cluster] + spread * torch.randn(count, inner, generator=generator)
-        return vector_XI @ map_ID + 0.05 * torch.randn(count, dim, generator=generator)
+        vector_XD: torch.Tensor = vector_XI @ map_ID + 0.05 * torch.randn(count, dim, generator=generator)
+        return vector_XD
 
     length = torch.exp(0.25 * torch.randn(items + 1, 1, generator=generator))
     return draw(items + 1, 1.0) * length, draw(queries, 1.0)

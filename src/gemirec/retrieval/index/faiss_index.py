@@ -118,7 +118,7 @@ class FaissIndex(CandidateIndex):
         """See :class:`CandidateIndex`."""
         if not self.config.kind.startswith("ivf") or deeper >= _DEEPEST:
             return True
-        return self.params["nprobe"] * deeper / self._share >= self._structure.nlist
+        return self.params["nprobe"] * deeper / self._share >= int(self._structure.nlist)
 
     def _set_keep(self, keep_N: Tensor | None) -> None:
         super()._set_keep(keep_N)
