@@ -49,6 +49,7 @@ ASPECTS: dict[str, Any] = {
 """Aspects are independent of clusters and users have no taste beside their interests (``choices: 1``): what an interest
 does not care about is noise and nothing else. With taste it is not: it says which of two items a user takes."""
 USERS = 10_000
+PICTURE = Path("docs/images/dmi-noise.svg")
 
 
 def _dmi(model: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
@@ -147,6 +148,36 @@ def page(reports: Mapping[str, Mapping[str, Any]], out: Path, cache: Path) -> st
     return "\n".join(lines)
 
 
+def noise_picture(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw recall with its interval against the amount of noise, a panel for each log, and the extractor's recall."""
+    from matplotlib.figure import Figure
+
+    points: dict[str, dict[float, dict[str, float]]] = {}
+    extractor: dict[str, float] = {}
+    for part in ("parts", "noise"):
+        for row in reports.get(part, {"rows": []})["rows"]:
+            found, word = row["metrics"]["recall@50"], row["model"].split()
+            if word[0] == "noise":
+                points.setdefault(row["dataset"], {})[float(word[1])] = found
+            elif row["model"] == "comirec_sa":
+                extractor[row["dataset"]] = found["mean"]
+    if not points:
+        return
+    drawn = Figure(figsize=(3.1 * len(points), 2.8), layout="constrained")
+    for axes, (log, of_amount) in zip(drawn.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
+        amount = sorted(of_amount)
+        mean, low, high = ([of_amount[x][key] for x in amount] for key in ("mean", "low", "high"))
+        axes.fill_between(amount, low, high, color="#0072B2", alpha=0.15, lw=0)
+        axes.plot(amount, mean, "o-", color="#0072B2", label="DMI")
+        if log in extractor:
+            axes.axhline(extractor[log], color="#777777", ls="--", label="ComiRec-SA alone")
+        axes.set(title=log, xlabel="noise, 1 - a_T", xscale="log")
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn.axes[0].set_ylabel("Recall@50")
+    drawn.axes[0].legend(frameon=False, fontsize=8)
+    drawn.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     """Run what is missing, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,6 +204,7 @@ def main() -> None:
         )
     if args.page:
         write_page(args.page, page(reports, args.out, args.cache), "dmi.py")
+        noise_picture(reports, PICTURE)
 
 
 if __name__ == "__main__":
