@@ -19,6 +19,7 @@ from gemirec.serving.app import App
 from gemirec.serving.config import ServeConfig, ServePlan
 from gemirec.serving.keys import Keyring
 from gemirec.serving.run import build_app
+from gemirec.serving.split import Split
 
 T = TypeVar("T")
 JSON = "application/json"
@@ -27,8 +28,10 @@ JSON = "application/json"
 class Client:
     """Asks an application without a network; every call runs in an event loop of its own unless :meth:`run` is used."""
 
-    def __init__(self, artifact: Path, events: Path, *, keys: Keyring | None = None, **limits: Any) -> None:
-        self.plan = ServePlan(artifact=artifact, events=events)
+    def __init__(
+        self, artifact: Path, events: Path, *, keys: Keyring | None = None, split: Split | None = None, **limits: Any
+    ) -> None:
+        self.plan = ServePlan(artifact=artifact, events=events, split=split)
         self.app: App = build_app(self.plan, ServeConfig(**limits), keys)
 
     def run(self, story: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:

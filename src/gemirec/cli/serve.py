@@ -15,6 +15,13 @@ def serve(
     artifact: Annotated[Path, typer.Argument(help="Trained model (OUT/artifact of gemirec train).")],
     host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    split: Annotated[
+        Path | None, typer.Option(metavar="ARTIFACT", help="Second trained model, variant B, for a share of the users.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="With --split: share of the users who get the second model.")] = 0.5,
+    salt: Annotated[
+        str, typer.Option(help="With --split: name of the experiment; another one deals the users anew.")
+    ] = "gemirec",
     events: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="SQLite file of the events; default events.sqlite beside ARTIFACT."),
@@ -39,17 +46,20 @@ def serve(
 
         gemirec serve run/artifact --host 0.0.0.0 --keys keys.yaml --tls-cert cert.pem --tls-key key.pem
 
+        gemirec serve run/artifact --split other/artifact --share 0.1 --salt spring     # see gemirec ab-report
+
         gemirec serve run/artifact --port 0 --events events.sqlite --set deadline_ms=200 --set max_queue=64
     """
     from gemirec.config import from_dict
     from gemirec.experiments.summaries import layered
     from gemirec.serving.config import ServeConfig, ServePlan
     from gemirec.serving.run import serve as serve_it
+    from gemirec.serving.split import Split
 
     limits = from_dict(ServeConfig, layered(config, overrides), where="the server's configuration")
-    plan = ServePlan(
-        artifact=artifact, events=events, keys=keys, host=host, port=port, tls_cert=tls_cert, tls_key=tls_key
-    )
+    second = None if split is None else Split(artifact=split, share=share, salt=salt)
+    listen = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
+    plan = ServePlan(artifact=artifact, split=second, events=events, keys=keys, **listen)
 
     def say(facts: dict[str, object]) -> None:
         line = f"{facts['version']} at {facts['url']}, described at {facts['url']}/openapi.json\n{facts['access']}"

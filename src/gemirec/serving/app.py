@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from gemirec.serving.http import ClientGone, HttpError, Response
 from gemirec.serving.keys import presented
 from gemirec.serving.openapi import openapi
 from gemirec.serving.routes import ROUTES, Route
+from gemirec.serving.served import Served, Slot
 
 if TYPE_CHECKING:
     from gemirec.serving.config import ServeConfig
@@ -29,34 +30,11 @@ if TYPE_CHECKING:
     from gemirec.serving.http import Receive, Scope, Send
     from gemirec.serving.keys import Keyring
     from gemirec.serving.metrics import Metrics
+    from gemirec.serving.split import Experiment, Variant
 
 Load = Callable[[Path, int | None], "Engine"]
 """Loads and checks an artifact; the number is that of the last event that it was trained on, ``None`` if not said."""
 logger = logging.getLogger("gemirec.serving")
-
-
-class Served:
-    """An engine and the requests in flight that hold on to it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.requests = 0
-        self.retired = False
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[Engine]:
-        """Hold the engine for a request: it is not closed before the last of them is done."""
-        self.requests += 1
-        try:
-            yield self.engine
-        finally:
-            self.requests -= 1
-            self.close_if_done()
-
-    def close_if_done(self) -> None:
-        """Close a retired engine that nobody holds."""
-        if self.retired and not self.requests:
-            self.engine.close()
 
 
 class App:
@@ -69,6 +47,7 @@ class App:
         metrics: What is counted.
         config: Limits.
         keys: Who may ask; ``None`` answers this machine alone, under its own names.
+        experiment: Serves a second artifact to a share of the users; ``None`` serves one to all.
     """
 
     def __init__(
@@ -79,9 +58,9 @@ class App:
         metrics: Metrics,
         config: ServeConfig,
         keys: Keyring | None,
+        experiment: Experiment | None = None,
     ) -> None:
         self.config = config
-        self._artifact = artifact
         self._load = load
         self._metrics = metrics
         self._keys = keys
@@ -93,8 +72,12 @@ class App:
             max_queue=config.max_queue,
             wait_s=config.batch_wait_ms / 1000,
         )
-        self._served = Served(load(artifact, None))
-        metrics.serves(self.version)
+        self._experiment = experiment
+        self._slots: dict[Variant, Slot] = {"A": Slot(artifact, Served(load(artifact, None)))}
+        if experiment is not None:
+            second = experiment.split.artifact
+            self._slots["B"] = Slot(second, Served(load(second, None)))
+        metrics.serves(self.versions)
         self._reloading = False
         self._routes = {(route.method, route.path): route for route in ROUTES}
         self._decoders: dict[str, msgspec.json.Decoder[Any]] = {
@@ -104,8 +87,17 @@ class App:
 
     @property
     def version(self) -> str:
-        """The version that is served."""
+        """The version that is served, by variant A if there are two."""
         return self._served.engine.version
+
+    @property
+    def versions(self) -> dict[Variant, str]:
+        """The version of each variant."""
+        return {variant: slot.served.engine.version for variant, slot in self._slots.items()}
+
+    @property
+    def _served(self) -> Served:
+        return self._slots["A"].served
 
     @property
     def events_path(self) -> Path:
@@ -128,7 +120,10 @@ class App:
         """Finish what was taken on: batches, events, files."""
         await self._batcher.stop()
         await self._writer.stop()
-        self._served.engine.close()
+        if self._experiment is not None:
+            self._experiment.stop()
+        for slot in self._slots.values():
+            slot.served.engine.close()
         self._log.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -219,9 +214,16 @@ class App:
         return min(given, self.config.max_deadline_ms) / 1000
 
     async def _ask(self, kind: Kind, requests: list[Any], deadline: float) -> list[Any]:
-        """Ask the engine that is served now; it stays open until the answer is there."""
-        with self._served.held() as engine:
-            return await self._batcher.ask(engine, kind, requests, deadline)
+        """Ask the engines that are served now; they stay open until the answer is there."""
+
+        async def ask(variant: Variant, numbers: Sequence[int]) -> list[Any]:
+            asked = [requests[number] for number in numbers]
+            with self._slots[variant].served.held() as engine:
+                return await self._batcher.ask(engine, kind, asked, deadline, numbers)
+
+        if self._experiment is None:
+            return await ask("A", range(len(requests)))
+        return await self._experiment.ask(ask, kind, requests)
 
     async def _recommend(self, body: wire.RecommendRequest, deadline: float) -> Any:
         return (await self._ask("recommend", [body], deadline))[0]
@@ -246,12 +248,21 @@ class App:
         return wire.EventsAnswer(stored=stored.stored, duplicates=stored.duplicates, last=stored.last)
 
     async def _reload(self, body: wire.ReloadRequest, deadline: float) -> wire.StateAnswer:
-        path = self._artifact if body.artifact is None else Path(body.artifact)
-        await self.reload(path, body.events_after)
-        return wire.StateAnswer(status="reloaded", version=self.version)
+        variant: Variant | None = body.variant if self._experiment or body.variant else "A"
+        if variant not in self._slots:
+            fix = f"give variant: one of {', '.join(self._slots)}"
+            raise HttpError(422, "which artifact is to be loaded again", got=f"variant {variant}", fix=fix)
+        path = self._slots[variant].artifact if body.artifact is None else Path(body.artifact)
+        await self.reload(path, body.events_after, variant)
+        return self._state("reloaded", variant)
 
-    async def reload(self, path: Path, events_after: int | None = None) -> None:
+    async def reload(self, path: Path, events_after: int | None = None, variant: Variant = "A") -> None:
         """Load an artifact beside the one that is served, then serve it; requests in flight finish with the old one.
+
+        Args:
+            path: The artifact.
+            events_after: Last event that it was trained on; ``None`` takes what the log has noted.
+            variant: Whose place it takes.
 
         Raises:
             HttpError: A reload is under way (409).
@@ -267,19 +278,23 @@ class App:
             raise
         finally:
             self._reloading = False
-        old, self._served, self._artifact = self._served, Served(engine), path
+        old, self._slots[variant] = self._slots[variant].served, Slot(path, Served(engine))
         old.retired = True
         old.close_if_done()
         self._metrics.reload("done")
-        self._metrics.serves(engine.version)
+        self._metrics.serves(self.versions)
         logger.info("serving %s from %s", engine.version, path)
 
     def _healthz(self) -> wire.StateAnswer:
-        return wire.StateAnswer(status="alive", version=self.version)
+        return self._state("alive")
 
     def _readyz(self) -> wire.StateAnswer:
         self._log.trained_on(self.version)
-        return wire.StateAnswer(status="ready", version=self.version)
+        return self._state("ready")
+
+    def _state(self, status: wire.Status, variant: Variant = "A") -> wire.StateAnswer:
+        versions = msgspec.UNSET if self._experiment is None else self.versions
+        return wire.StateAnswer(status=status, version=self.versions[variant], variants=versions)
 
     def _prometheus(self) -> Response:
         return Response(self._metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -66,7 +66,14 @@ class Batcher:
         """Requests that wait."""
         return self._waiting
 
-    async def ask(self, engine: Engine, kind: Kind, requests: Sequence[Any], deadline: float) -> list[Any]:
+    async def ask(
+        self,
+        engine: Engine,
+        kind: Kind,
+        requests: Sequence[Any],
+        deadline: float,
+        numbers: Sequence[int] | None = None,
+    ) -> list[Any]:
         """Return the answers of ``engine`` to ``requests``.
 
         Args:
@@ -74,6 +81,7 @@ class Batcher:
             kind: The question.
             requests: Any number; more than a batch are answered batch by batch, so that others are not held up.
             deadline: By the clock of the event loop.
+            numbers: What the requests are called in errors, if they are a part of a call; ``None`` counts from 0.
 
         Raises:
             HttpError: The queue is full (429) or the deadline has passed (504).
@@ -84,7 +92,8 @@ class Batcher:
             out += await self._ask(engine, kind, requests[start : start + self._max_batch], deadline)
         for number, answer in enumerate(out):
             if isinstance(answer, GemirecError):
-                raise answer if len(out) == 1 else _numbered(answer, number)
+                name = number if numbers is None else numbers[number]
+                raise answer if len(out) == 1 and name == 0 else _numbered(answer, name)
             if isinstance(answer, Exception):
                 raise answer
         return out

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gemirec.config import Config
 from gemirec.errors import ConfigError
+from gemirec.serving.split import Split
 
 
 class ServeConfig(Config, frozen=True, kw_only=True):
@@ -57,6 +58,8 @@ class ServePlan(Config, frozen=True, kw_only=True):
 
     artifact: Path
     """The trained model."""
+    split: Split | None = None
+    """Which users get a second model; ``None`` serves one to all."""
     events: Path | None = None
     """SQLite file of the events; ``None`` puts ``events.sqlite`` beside the artifact."""
     keys: Path | None = None

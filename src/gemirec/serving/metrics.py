@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gemirec.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 Stage = Literal["queue", "history", "encode", "search", "merge", "events", "total"]
 """``queue``: waiting for the worker. ``history``: stored history and events. ``encode``: the model. ``search``: the
@@ -57,6 +57,26 @@ class Metrics:
         self._version = Gauge(
             "gemirec_version", "1 for the version that is served.", ["version"], registry=self.registry
         )
+        self._variant_version = Gauge(
+            "gemirec_variant_version", "1 for the version that a variant of a traffic split serves.",
+            ["variant", "version"], registry=self.registry,
+        )  # fmt: skip
+        self._variant_requests = Counter(
+            "gemirec_variant_requests", "Questions to a variant, by outcome: answered or refused.",
+            ["variant", "outcome"], registry=self.registry,
+        )  # fmt: skip
+        self._variant_seconds = Histogram(
+            "gemirec_variant_seconds", "Seconds until a variant answered, in the queue and at work.",
+            ["variant"], buckets=BOUNDS, registry=self.registry,
+        )  # fmt: skip
+        self._variant_answers = Counter(
+            "gemirec_variant_answers", "Users answered by a variant, by source: model or a fallback.",
+            ["variant", "source"], registry=self.registry,
+        )  # fmt: skip
+        self._impressions = Counter(
+            "gemirec_impressions", "Served lists for the impression log, by outcome: stored or dropped.",
+            ["outcome"], registry=self.registry,
+        )  # fmt: skip
         self._stage = {name: self._seconds.labels(name) for name in Stage.__args__}  # type: ignore[attr-defined]
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -95,10 +115,27 @@ class Metrics:
         """Count a reload."""
         self._reloads.labels(outcome).inc()
 
-    def serves(self, version: str) -> None:
-        """Say which version is served."""
+    def serves(self, versions: Mapping[Any, str]) -> None:
+        """Say which version each variant serves; without a traffic split there is one."""
         self._version.clear()
-        self._version.labels(version).set(1)
+        self._variant_version.clear()
+        for variant, version in versions.items():
+            self._version.labels(version).set(1)
+            if len(versions) > 1:
+                self._variant_version.labels(variant, version).set(1)
+
+    def variant_request(self, variant: str, outcome: str, seconds: float) -> None:
+        """Count a question to a variant."""
+        self._variant_requests.labels(variant, outcome).inc()
+        self._variant_seconds.labels(variant).observe(seconds)
+
+    def variant_answer(self, variant: str, source: str) -> None:
+        """Count a user's answer by a variant."""
+        self._variant_answers.labels(variant, source).inc()
+
+    def impressions(self, outcome: str, count: int) -> None:
+        """Count served lists on their way to the impression log."""
+        self._impressions.labels(outcome).inc(count)
 
     def text(self) -> bytes:
         """Return all counters in Prometheus's text format."""

@@ -13,15 +13,19 @@ from gemirec.errors import ConfigError, MissingExtraError
 from gemirec.serving.app import App
 from gemirec.serving.config import ServeConfig, ServePlan
 from gemirec.serving.events import EventLog
+from gemirec.serving.impressions import ImpressionLog, ImpressionWriter, impressions_path
 from gemirec.serving.keys import VARIABLE, Keyring, read_keys
 from gemirec.serving.metrics import Metrics
 from gemirec.serving.patience import patient
+from gemirec.serving.split import Experiment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gemirec.serving.engine import Engine
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 SWITCH_S = 0.0005
 """How long the worker may keep the interpreter from the event loop (Python's default, 5 ms, is a request's time)."""
 
@@ -61,19 +65,23 @@ def serve(plan: ServePlan, config: ServeConfig, *, say: Callable[[dict[str, obje
             proxy_headers=False,
             server_header=False,
             limit_concurrency=config.max_connections,
-            backlog=2048,
+            backlog=BACKLOG,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=int(config.drain_s) or 1,
             ssl_certfile=plan.tls_cert,
             ssl_keyfile=plan.tls_key,
         )
     )
+    listener.listen(BACKLOG)  # whoever reads the line can connect
     host, port = listener.getsockname()[:2]
     url = f"{'https' if plan.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     access = f"no API keys (--keys, {VARIABLE}): only this machine can ask, and it may do everything"
     if keys is not None:
         access = f"{len(keys.keys)} API keys: {', '.join(key.name for key in keys.keys)}"
-    say({"version": app.version, "url": url, "events": str(app.events_path), "access": access})
+    versions = {"version": app.version}
+    if plan.split is not None:
+        versions |= {f"version_{variant}": version for variant, version in app.versions.items()}
+    say({**versions, "url": url, "events": str(app.events_path), "access": access})
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it is done: then they mean nothing
         signal.signal(number, lambda *_: None)
     server.run([listener])
@@ -93,7 +101,11 @@ def build_app(plan: ServePlan, config: ServeConfig, keys: Keyring | None) -> App
     def load(path: Path, after: int | None) -> Engine:
         return RecommenderEngine.load(path, events=events, metrics=metrics, after=after)
 
-    return App(plan.artifact, load, events, metrics, config, keys)
+    experiment = None
+    if plan.split is not None:
+        log = ImpressionLog(impressions_path(events.path))
+        experiment = Experiment(plan.split, ImpressionWriter(log, plan.split, metrics), metrics)
+    return App(plan.artifact, load, events, metrics, config, keys, experiment)
 
 
 def bind(host: str, port: int) -> socket.socket:

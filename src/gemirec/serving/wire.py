@@ -132,6 +132,8 @@ class ReloadRequest(Body, kw_only=True, frozen=True):
     events_after: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     """Last event (number ``last`` of ``POST /events``) that the new artifact was trained on: only later ones are added
     to histories. Without it the number noted for this artifact, or else for the others, holds."""
+    variant: Literal["A", "B"] | None = None
+    """With a traffic split: whose place the artifact takes."""
 
 
 class ListedItem(msgspec.Struct, kw_only=True, frozen=True):
@@ -180,6 +182,8 @@ class UserAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """Items of the history that the model does not know."""
     version: str
     """The model that answered."""
+    variant: Literal["A", "B"] | msgspec.UnsetType = msgspec.UNSET
+    """With a traffic split: which of the two models this user has."""
 
 
 class RecommendAnswer(UserAnswer, kw_only=True, frozen=True):
@@ -263,11 +267,16 @@ class EventsAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """Number of the last event stored."""
 
 
+Status = Literal["alive", "ready", "reloaded"]
+
+
 class StateAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """Answer of ``/healthz``, ``/readyz`` and ``/reload``."""
 
-    status: Literal["alive", "ready", "reloaded"]
+    status: Status
     version: str
+    variants: dict[Literal["A", "B"], str] | msgspec.UnsetType = msgspec.UNSET
+    """With a traffic split: the version of each variant."""
 
 
 class ErrorBody(msgspec.Struct, kw_only=True, frozen=True):
