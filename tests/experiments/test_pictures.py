@@ -24,7 +24,6 @@ from gemirec.experiments.pictures.case import Names, find_case
 from gemirec.experiments.pictures.curves import curves_figure, panels, stage_ends
 from gemirec.experiments.pictures.map import colour_key, item_map, map_figure, sample_items
 from gemirec.experiments.pictures.posterior import posterior, posterior_figure
-from gemirec.experiments.pictures.projection import pca, tsne
 from gemirec.experiments.pictures.refinement import refinement, refinement_figure
 from gemirec.experiments.pictures.tree import pruned, tree_figure, tree_rows, tree_text
 from gemirec.models.base import Histories, RetrievalModel
@@ -33,6 +32,7 @@ from gemirec.models.gemirec import GemiRec
 from gemirec.recommender import Recommender
 from gemirec.recommender.artifact import new_artifact_info
 from gemirec.recommender.histories import DatasetHistories
+from gemirec.recommender.projection import pca, tsne
 from support import write_planted_dataset
 from support_models import ready, right_padded, sequences, tiny
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from gemirec.experiments.pictures.canvas import COLOURS, GREY, INK, bare, figure, plain
-from gemirec.experiments.pictures.projection import tsne
+from gemirec.recommender.projection import tsne
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
