@@ -22,6 +22,10 @@ def serve(
     salt: Annotated[
         str, typer.Option(help="With --split: name of the experiment; another one deals the users anew.")
     ] = "gemirec",
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="ARTIFACT", help="Second trained model, to be looked at beside the first on the page."),
+    ] = None,
     events: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="SQLite file of the events; default events.sqlite beside ARTIFACT."),
@@ -39,10 +43,13 @@ def serve(
     """Serve a trained model over HTTP until it is told to stop (SIGTERM, Ctrl+C).
 
     POST /recommend, /recommend:batch, /interests, /explain, /similar, /events, /reload; GET /healthz, /readyz,
-    /metrics, /openapi.json (which describes them all, with examples). Without API keys only this machine can ask.
+    /metrics, /openapi.json (which describes them all, with examples). At / a page shows any user's interests in a
+    browser. Without API keys only this machine can ask.
     Limits are set with --set (max_batch, max_queue, deadline_ms, max_body, ...). Needs the extra serve.
 
         gemirec serve run/artifact
+
+        gemirec serve run/artifact --compare other/artifact     # both beside each other on the page
 
         gemirec serve run/artifact --host 0.0.0.0 --keys keys.yaml --tls-cert cert.pem --tls-key key.pem
 
@@ -59,7 +66,7 @@ def serve(
     limits = from_dict(ServeConfig, layered(config, overrides), where="the server's configuration")
     second = None if split is None else Split(artifact=split, share=share, salt=salt)
     listen = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
-    plan = ServePlan(artifact=artifact, split=second, events=events, keys=keys, **listen)
+    plan = ServePlan(artifact=artifact, split=second, compare=compare, events=events, keys=keys, **listen)
 
     def say(facts: dict[str, object]) -> None:
         line = f"{facts['version']} at {facts['url']}, described at {facts['url']}/openapi.json\n{facts['access']}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gemirec.errors import GemirecError
-from gemirec.serving import http, wire
+from gemirec.serving import http, page, wire
 from gemirec.serving.batching import Batcher
 from gemirec.serving.events import EventLog, EventWriter
 from gemirec.serving.http import ClientGone, HttpError, Response
@@ -23,6 +23,7 @@ from gemirec.serving.keys import presented
 from gemirec.serving.openapi import openapi
 from gemirec.serving.routes import ROUTES, Route
 from gemirec.serving.served import Served, Slot
+from gemirec.serving.wire_explorer import ArtifactsAnswer
 
 if TYPE_CHECKING:
     from gemirec.serving.config import ServeConfig
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gemirec.serving.keys import Keyring
     from gemirec.serving.metrics import Metrics
     from gemirec.serving.split import Experiment, Variant
+    from gemirec.serving.wire_explorer import ArtifactsQuery, ItemsRequest, VariantQuery
 
 Load = Callable[[Path, int | None], "Engine"]
 """Loads and checks an artifact; the number is that of the last event that it was trained on, ``None`` if not said."""
@@ -48,6 +50,8 @@ class App:
         config: Limits.
         keys: Who may ask; ``None`` answers this machine alone, under its own names.
         experiment: Serves a second artifact to a share of the users; ``None`` serves one to all.
+        compare: A second artifact that is asked by its name alone (``?variant=B``). Not with an experiment, which has
+            one.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class App:
         config: ServeConfig,
         keys: Keyring | None,
         experiment: Experiment | None = None,
+        compare: Path | None = None,
     ) -> None:
         self.config = config
         self._load = load
@@ -74,8 +79,8 @@ class App:
         )
         self._experiment = experiment
         self._slots: dict[Variant, Slot] = {"A": Slot(artifact, Served(load(artifact, None)))}
-        if experiment is not None:
-            second = experiment.split.artifact
+        second = compare if experiment is None else experiment.split.artifact
+        if second is not None:
             self._slots["B"] = Slot(second, Served(load(second, None)))
         metrics.serves(self.versions)
         self._reloading = False
@@ -178,13 +183,18 @@ class App:
     async def _answer(self, route: Route, scope: Scope, receive: Receive) -> Response:
         """Check who asks, read the body, and answer."""
         self._check_caller(route, scope)
+        if route.file is not None:
+            return page.file(route.file)
         method = getattr(self, f"_{route.name}")
-        if route.body is None:
+        if route.body is None and route.query is None:
             found = method()
         else:
             deadline = asyncio.get_running_loop().time() + self._deadline(scope)
-            raw = await http.read_body(scope, receive, self.config.max_body, self.config.body_timeout_s)
-            found = await method(http.decoded(self._decoders[route.name], raw), deadline)
+            asked = [] if route.query is None else [http.decoded_query(route.query, scope)]
+            if route.body is not None:
+                raw = await http.read_body(scope, receive, self.config.max_body, self.config.body_timeout_s)
+                asked = [http.decoded(self._decoders[route.name], raw), *asked]
+            found = await method(*asked, deadline)
         return found if isinstance(found, Response) else Response(http.encode(found))
 
     def _check_caller(self, route: Route, scope: Scope) -> None:
@@ -213,32 +223,50 @@ class App:
             raise HttpError(400, "X-Deadline-Ms must be a number above 0", got=text[:200], fix="for example 200")
         return min(given, self.config.max_deadline_ms) / 1000
 
-    async def _ask(self, kind: Kind, requests: list[Any], deadline: float) -> list[Any]:
-        """Ask the engines that are served now; they stay open until the answer is there."""
+    async def _ask(self, kind: Kind, requests: list[Any], deadline: float, only: Variant | None = None) -> list[Any]:
+        """Ask the engines that are served now, or one of them; they stay open until the answer is there."""
 
         async def ask(variant: Variant, numbers: Sequence[int]) -> list[Any]:
             asked = [requests[number] for number in numbers]
             with self._slots[variant].served.held() as engine:
                 return await self._batcher.ask(engine, kind, asked, deadline, numbers)
 
-        if self._experiment is None:
-            return await ask("A", range(len(requests)))
+        if only is not None and only not in self._slots:
+            fix = "leave variant out, or start the server with --compare ARTIFACT"
+            raise HttpError(422, "there is no second artifact", got=f"variant {only}", fix=fix)
+        if only is not None or self._experiment is None:
+            return await ask(only or "A", range(len(requests)))
         return await self._experiment.ask(ask, kind, requests)
 
-    async def _recommend(self, body: wire.RecommendRequest, deadline: float) -> Any:
-        return (await self._ask("recommend", [body], deadline))[0]
+    async def _recommend(self, body: wire.RecommendRequest, query: VariantQuery, deadline: float) -> Any:
+        return (await self._ask("recommend", [body], deadline, query.variant))[0]
 
     async def _recommend_batch(self, body: wire.BatchRequest, deadline: float) -> wire.BatchAnswer:
         return wire.BatchAnswer(answers=await self._ask("recommend", body.requests, deadline))
 
-    async def _interests(self, body: wire.InterestsRequest, deadline: float) -> Any:
-        return (await self._ask("interests", [body], deadline))[0]
+    async def _interests(self, body: wire.InterestsRequest, query: VariantQuery, deadline: float) -> Any:
+        return (await self._ask("interests", [body], deadline, query.variant))[0]
 
-    async def _explain(self, body: wire.ExplainRequest, deadline: float) -> Any:
-        return (await self._ask("explain", [body], deadline))[0]
+    async def _explain(self, body: wire.ExplainRequest, query: VariantQuery, deadline: float) -> Any:
+        return (await self._ask("explain", [body], deadline, query.variant))[0]
 
-    async def _similar(self, body: wire.SimilarRequest, deadline: float) -> Any:
-        return (await self._ask("similar", [body], deadline))[0]
+    async def _similar(self, body: wire.SimilarRequest, query: VariantQuery, deadline: float) -> Any:
+        return (await self._ask("similar", [body], deadline, query.variant))[0]
+
+    async def _explore(self, query: Any, deadline: float) -> Any:
+        return (await self._ask("explore", [query], deadline, query.variant or "A"))[0]
+
+    _users = _map = _dictionary = _explore
+
+    async def _items(self, body: ItemsRequest, query: VariantQuery, deadline: float) -> Any:
+        return (await self._ask("explore", [body], deadline, query.variant or "A"))[0]
+
+    async def _artifacts(self, query: ArtifactsQuery, deadline: float) -> ArtifactsAnswer:
+        found = []
+        for variant in self._slots:
+            (facts,) = await self._ask("explore", [query], deadline, variant)
+            found.append(msgspec.structs.replace(facts, variant=variant))
+        return ArtifactsAnswer(artifacts=found)
 
     async def _events(self, body: wire.EventsRequest, deadline: float) -> wire.EventsAnswer:
         with self._metrics.timed("events"):
@@ -248,7 +276,7 @@ class App:
         return wire.EventsAnswer(stored=stored.stored, duplicates=stored.duplicates, last=stored.last)
 
     async def _reload(self, body: wire.ReloadRequest, deadline: float) -> wire.StateAnswer:
-        variant: Variant | None = body.variant if self._experiment or body.variant else "A"
+        variant: Variant | None = body.variant if len(self._slots) > 1 or body.variant else "A"
         if variant not in self._slots:
             fix = f"give variant: one of {', '.join(self._slots)}"
             raise HttpError(422, "which artifact is to be loaded again", got=f"variant {variant}", fix=fix)
@@ -293,7 +321,7 @@ class App:
         return self._state("ready")
 
     def _state(self, status: wire.Status, variant: Variant = "A") -> wire.StateAnswer:
-        versions = msgspec.UNSET if self._experiment is None else self.versions
+        versions = msgspec.UNSET if len(self._slots) == 1 else self.versions
         return wire.StateAnswer(status=status, version=self.versions[variant], variants=versions)
 
     def _prometheus(self) -> Response:

@@ -60,6 +60,8 @@ class ServePlan(Config, frozen=True, kw_only=True):
     """The trained model."""
     split: Split | None = None
     """Which users get a second model; ``None`` serves one to all."""
+    compare: Path | None = None
+    """A second model that is only looked at, beside the first; not with ``split``, which has one."""
     events: Path | None = None
     """SQLite file of the events; ``None`` puts ``events.sqlite`` beside the artifact."""
     keys: Path | None = None
@@ -72,3 +74,12 @@ class ServePlan(Config, frozen=True, kw_only=True):
     """PEM file of the certificate chain."""
     tls_key: Path | None = None
     """PEM file of its private key."""
+
+    def __post_init__(self) -> None:
+        """Refuse two second models."""
+        if self.split is not None and self.compare is not None:
+            raise ConfigError(
+                "a server has at most two models",
+                got="--split and --compare",
+                fix="leave --compare out: the explorer compares the two models of a split",
+            )

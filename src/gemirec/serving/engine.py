@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from gemirec.errors import GemirecError
 from gemirec.serving.wire import (
@@ -16,8 +16,9 @@ from gemirec.serving.wire import (
     SimilarAnswer,
     SimilarRequest,
 )
+from gemirec.serving.wire_explorer import Explored
 
-Kind = Literal["recommend", "interests", "explain", "similar"]
+Kind = Literal["recommend", "interests", "explain", "similar", "explore"]
 """The questions of an engine, by the names of its methods."""
 
 
@@ -44,6 +45,9 @@ class Engine(Protocol):
 
     def similar(self, requests: Sequence[SimilarRequest]) -> Sequence[SimilarAnswer | GemirecError]:
         """Return the neighbours of items."""
+
+    def explore(self, requests: Sequence[Explored]) -> Sequence[Any]:
+        """Return what the explorer page asks for, each by the kind of its request."""
 
     def close(self) -> None:
         """Let go of files and connections."""

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -170,6 +171,25 @@ def decoded(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         fix = "send one JSON object in UTF-8, as in /openapi.json"
         raise HttpError(400, "the body is not JSON", got=error, fix=fix) from None
+
+
+def decoded_query(kind: type[BodyT], scope: Scope) -> BodyT:
+    """Return the query of a request as its struct; numbers are read from their digits.
+
+    Raises:
+        HttpError: A field or value is wrong (422).
+
+    Example:
+        >>> from gemirec.serving.wire_explorer import MapQuery
+        >>> decoded_query(MapQuery, {"query_string": b"count=20&variant=B"})
+        MapQuery(variant='B', count=20)
+    """
+    try:
+        given = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+        return msgspec.convert(dict(given), kind, strict=False)
+    except ValueError as error:  # msgspec's are ValueErrors, too
+        fix = "correct the query; /openapi.json says what it takes"
+        raise HttpError(422, "the query does not fit", got=error, fix=fix) from None
 
 
 async def respond(send: Send, response: Response, timeout_s: float) -> None:

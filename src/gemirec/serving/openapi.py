@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import gemirec
-from gemirec.serving import wire
+from gemirec.serving import wire, wire_explorer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gemirec.serving.routes import Route
 
+_WIRE = (wire, wire_explorer)
 _ERRORS = {
     "400": "The body is not JSON in UTF-8, or a header is wrong",
     "401": "No, a wrong or an expired API key",
@@ -30,6 +31,7 @@ _ERRORS = {
     "504": "No answer before the deadline",
 }
 _OF_BODIES = ("400", "408", "413", "415", "422", "429", "503", "504")
+_OF_QUERIES = ("400", "422", "429", "503", "504")
 _DEADLINE = {
     "name": "X-Deadline-Ms",
     "in": "header",
@@ -71,6 +73,7 @@ def openapi(routes: Iterable[Route], *, keys: bool) -> dict[str, Any]:
 def _operation(route: Route, *, keys: bool) -> dict[str, Any]:
     """Return the description of one route."""
     codes = ["403", *(_OF_BODIES if route.body else ()), *(["503"] if route.name == "readyz" else [])]
+    codes += _OF_QUERIES if route.query and not route.body else ()
     codes += ["401"] * (keys and route.scope is not None) + ["409"] * (route.name == "reload")
     responses: dict[str, Any] = {
         "200": {"description": "Done", "content": _content(route.answer, route.example_answer)}
@@ -80,11 +83,25 @@ def _operation(route: Route, *, keys: bool) -> dict[str, Any]:
     out: dict[str, Any] = {"operationId": route.name, "summary": route.summary, "responses": responses}
     if route.body is not None:
         out["requestBody"] = {"required": True, "content": _content(route.body, route.example)}
-        out["parameters"] = [_DEADLINE]
+    if route.body is not None or route.query is not None:
+        out["parameters"] = [_DEADLINE, *_parameters(route.query)]
     if keys and route.scope is not None:
         out["security"] = [{"bearer": []}, {"key": []}]
         out["description"] = f"Needs a key with the scope `{route.scope}`."
     return out
+
+
+def _parameters(query: type | None) -> list[dict[str, Any]]:
+    """Return the parameters of a query."""
+    if query is None:
+        return []
+    _, components = msgspec.json.schema_components([query])
+    _describe(components)
+    found = []
+    for name, schema in components[query.__name__]["properties"].items():
+        described = {"schema": schema, "description": schema.pop("description", "")}
+        found.append({"name": name, "in": "query", "required": False, **described})
+    return found
 
 
 def _content(answer: type | str | None, example: dict[str, Any] | None) -> dict[str, Any]:
@@ -101,7 +118,7 @@ def _content(answer: type | str | None, example: dict[str, Any] | None) -> dict[
 def _describe(components: dict[str, Any]) -> None:
     """Give every field the text that stands below it in the source, its own or that of the class it comes from."""
     texts: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(wire)).body:
+    for node in (node for each in _WIRE for node in ast.parse(inspect.getsource(each)).body):
         if isinstance(node, ast.ClassDef):
             found = dict(texts.get(ast.unparse(node.bases[0]), {})) if node.bases else {}
             for line, below in zip(node.body, node.body[1:], strict=False):
@@ -109,7 +126,8 @@ def _describe(components: dict[str, Any]) -> None:
                     found[ast.unparse(line.target)] = " ".join(str(ast.literal_eval(below.value)).split())
             texts[node.name] = found
     for name, schema in components.items():
-        for field in msgspec.structs.fields(getattr(wire, name)):
+        struct = next(getattr(each, name) for each in _WIRE if hasattr(each, name))
+        for field in msgspec.structs.fields(struct):
             text = texts[name].get(field.name)
             if text and field.encode_name in schema["properties"]:
                 schema["properties"][field.encode_name]["description"] = text

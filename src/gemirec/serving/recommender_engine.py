@@ -26,6 +26,7 @@ from gemirec.retrieval.retrieve import merged_as, retrieve_lists, searched
 from gemirec.retrieval.versions import model_version
 from gemirec.serving import wire
 from gemirec.serving.answers import AnswerWriter, explained_interest
+from gemirec.serving.explorer import Explorer
 from gemirec.serving.users import StoredHistories, Users
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from gemirec.recommender.histories import Encoded
     from gemirec.serving.events import EventLog
     from gemirec.serving.metrics import Metrics
+    from gemirec.serving.wire_explorer import Explored
 
 SHORT_LISTS = 256
 """Requests for lists up to this length are searched together; longer ones apart, lest all pay for the longest."""
@@ -73,9 +75,10 @@ class RecommenderEngine:
         users: Where histories come from.
         version: Which model this is.
         metrics: Where the stages' times go.
+        path: The artifact's folder, for what is read only when it is asked for.
     """
 
-    def __init__(self, recommender: Recommender, users: Users, version: str, metrics: Metrics) -> None:
+    def __init__(self, recommender: Recommender, users: Users, version: str, metrics: Metrics, path: Path) -> None:
         self._users = users
         self._version = version
         self._metrics = metrics
@@ -85,6 +88,7 @@ class RecommenderEngine:
         self._categories = self._searcher.categories
         self._words = Words(recommender.catalog.items, recommender.catalog.count_N)
         self._write = AnswerWriter(recommender.catalog, users.item_ids, version, recommender.info.fallback)
+        self._explorer = Explorer(recommender, self._searcher, users, path, version)
 
     @classmethod
     def load(
@@ -106,7 +110,7 @@ class RecommenderEngine:
         if after is None:
             after = 0 if events is None else events.trained_on(version)
         stored = StoredHistories.open(path / "histories.parquet")
-        engine = cls(recommender, Users(recommender.catalog, stored, events, after), version, metrics)
+        engine = cls(recommender, Users(recommender.catalog, stored, events, after), version, metrics, path)
         engine.check()
         if events is not None:
             events.set_trained_on(version, after)
@@ -166,6 +170,16 @@ class RecommenderEngine:
     def similar(self, requests: Sequence[wire.SimilarRequest]) -> Answers:
         """See :class:`~gemirec.serving.engine.Engine`."""
         return [self._similar(ask) for ask in requests]
+
+    def explore(self, requests: Sequence[Explored]) -> Answers:
+        """See :class:`~gemirec.serving.engine.Engine`."""
+        out: Answers = []
+        for asked in requests:
+            try:
+                out.append(self._explorer.answer(asked))
+            except GemirecError as error:
+                out.append(error)
+        return out
 
     def close(self) -> None:
         """See :class:`~gemirec.serving.engine.Engine`; the memory goes with the last reference."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gemirec.serving import wire
+from gemirec.serving import wire_explorer as explorer
 from gemirec.serving.keys import Permission
 
 
@@ -23,6 +24,8 @@ class Route:
         answer: Struct of the answer, or its content type.
         example: A request for the schema.
         example_answer: Its answer.
+        query: Struct of the query, or ``None`` for a route that reads none.
+        file: Name of the page's file that is the answer.
     """
 
     method: Literal["GET", "POST"]
@@ -34,6 +37,8 @@ class Route:
     body: type | None = None
     example: dict[str, Any] | None = None
     example_answer: dict[str, Any] | None = None
+    query: type | None = None
+    file: str | None = None
 
 
 _VERSION = "comirec_sa-3f2a90c1d7be"
@@ -49,6 +54,9 @@ _WHY = {
     "items": ["cup-4"],
     "words": [{"word": "kitchen", "lift": 4.2, "share": 0.9}],
 }
+_FACTS = {"item_id": "cup-4", "title": "Blue cup", "category": "kitchen", "count": 31, "x": 0.2, "y": -0.1}
+_ITEM = {**_FACTS, "codes": [3, 1]}
+_CODE = {"path": [3], "items": 40, "share": 0.1, "categories": [{"category": "kitchen", "share": 0.9}], "top": [_ITEM]}
 ROUTES = (
     Route(
         "POST",
@@ -56,6 +64,7 @@ ROUTES = (
         "recommend",
         "read",
         "The best items of a user or a history, over all interests",
+        query=explorer.VariantQuery,
         body=wire.RecommendRequest,
         answer=wire.RecommendAnswer,
         example={"history": ["tea-1", "cup-2"], "k": 5, "lambda": 0.1},
@@ -78,6 +87,7 @@ ROUTES = (
         "interests",
         "read",
         "The interests of a user, and what each retrieves",
+        query=explorer.VariantQuery,
         body=wire.InterestsRequest,
         answer=wire.InterestsAnswer,
         example={"user_id": "u17", "items": 3},
@@ -89,6 +99,7 @@ ROUTES = (
         "explain",
         "read",
         "Why a user has the interests: the history behind each, and what it is about",
+        query=explorer.VariantQuery,
         body=wire.ExplainRequest,
         answer=wire.ExplainAnswer,
         example={"user_id": "u17", "items": 5},
@@ -100,6 +111,7 @@ ROUTES = (
         "similar",
         "read",
         "The items nearest to items, by the cosine of their vectors",
+        query=explorer.VariantQuery,
         body=wire.SimilarRequest,
         answer=wire.SimilarAnswer,
         example={"item_ids": ["tea-1"], "k": 3},
@@ -132,6 +144,76 @@ ROUTES = (
         example_answer={"status": "reloaded", "version": _VERSION},
     ),
     Route(
+        "POST",
+        "/items",
+        "items",
+        "read",
+        "What is known of items, and where they lie on the map",
+        query=explorer.VariantQuery,
+        body=explorer.ItemsRequest,
+        answer=explorer.ItemsAnswer,
+        example={"item_ids": ["cup-4"]},
+        example_answer={"items": [_ITEM], "unknown": [], "version": _VERSION},
+    ),
+    Route(
+        "GET",
+        "/map",
+        "map",
+        "read",
+        "The catalogue in two dimensions, an even sample of it",
+        query=explorer.MapQuery,
+        answer=explorer.MapAnswer,
+        example_answer={"items": [_ITEM], "total": 400, "source": "export", "version": _VERSION},
+    ),
+    Route(
+        "GET",
+        "/dictionary",
+        "dictionary",
+        "read",
+        "The model's dictionary, level by level: what each code holds",
+        query=explorer.DictionaryQuery,
+        answer=explorer.DictionaryAnswer,
+        example_answer={"sizes": [16, 8], "here": None, "codes": [_CODE], "version": _VERSION},
+    ),
+    Route(
+        "GET",
+        "/users",
+        "users",
+        "read",
+        "Users whose history is stored, found by a part of the id",
+        query=explorer.UsersQuery,
+        answer=explorer.UsersAnswer,
+        example_answer={
+            "users": [{"user_id": "u17", "events": 2, "history": ["tea-1", "cup-2"]}],
+            "total": 900,
+            "version": _VERSION,
+        },
+    ),
+    Route(
+        "GET",
+        "/artifacts",
+        "artifacts",
+        "read",
+        "What is served, and what can be asked of it",
+        query=explorer.ArtifactsQuery,
+        answer=explorer.ArtifactsAnswer,
+        example_answer={
+            "artifacts": [
+                {
+                    "variant": "A",
+                    "version": _VERSION,
+                    "model": "comirec_sa",
+                    "data": "shop",
+                    "items": 400,
+                    "users": 900,
+                    "categories": True,
+                    "titles": True,
+                    "sizes": [],
+                }
+            ]
+        },
+    ),
+    Route(
         "GET",
         "/healthz",
         "healthz",
@@ -151,4 +233,16 @@ ROUTES = (
     ),
     Route("GET", "/metrics", "prometheus", "read", "Counters for Prometheus", answer="text/plain"),
     Route("GET", "/openapi.json", "schema", None, "This description", answer="application/json"),
+    *(
+        Route("GET", f"/{'' if name == 'index.html' else name}", name, None, summary, answer=kind, file=name)
+        for name, kind, summary in (
+            ("index.html", "text/html", "The explorer page"),
+            ("app.js", "text/javascript", "Its program"),
+            ("panel.js", "text/javascript", "Its program: one artifact's answers"),
+            ("map.js", "text/javascript", "Its program: the map"),
+            ("dictionary.js", "text/javascript", "Its program: the dictionary"),
+            ("kit.js", "text/javascript", "Its program: requests and elements"),
+            ("style.css", "text/css", "Its looks"),
+        )
+    ),
 )

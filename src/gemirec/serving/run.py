@@ -79,7 +79,7 @@ def serve(plan: ServePlan, config: ServeConfig, *, say: Callable[[dict[str, obje
     if keys is not None:
         access = f"{len(keys.keys)} API keys: {', '.join(key.name for key in keys.keys)}"
     versions = {"version": app.version}
-    if plan.split is not None:
+    if len(app.versions) > 1:
         versions |= {f"version_{variant}": version for variant, version in app.versions.items()}
     say({**versions, "url": url, "events": str(app.events_path), "access": access})
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it is done: then they mean nothing
@@ -105,7 +105,7 @@ def build_app(plan: ServePlan, config: ServeConfig, keys: Keyring | None) -> App
     if plan.split is not None:
         log = ImpressionLog(impressions_path(events.path))
         experiment = Experiment(plan.split, ImpressionWriter(log, plan.split, metrics), metrics)
-    return App(plan.artifact, load, events, metrics, config, keys, experiment)
+    return App(plan.artifact, load, events, metrics, config, keys, experiment, plan.compare)
 
 
 def bind(host: str, port: int) -> socket.socket:
