@@ -27,6 +27,7 @@ VERBS = (
     "ablate",
     "picture",
     "serve",
+    "ab-report",
     "demo",
     "doctor",
 )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import gemirec
-from gemirec.cli import cache, compare, data, gemirec_verbs, index, machine, models, new_items, pictures, serve
+from gemirec.cli import ab, cache, compare, data, gemirec_verbs, index, machine, models, new_items, pictures, serve
 from gemirec.cli.console import Verbs
 
 app = typer.Typer(
@@ -50,7 +50,8 @@ def gemirec_command(
 
     What a trained gemirec knows: gemirec probe, ablate, picture; its users' interests as a file: gemirec cache.
 
-    A trained model over HTTP, with events, keys and metrics: gemirec serve.
+    A trained model over HTTP, with events, keys and metrics: gemirec serve. Two at once, and what users made of them:
+    gemirec ab-report.
 
     An index of a model's items, its recall measured: gemirec index.
 
@@ -73,6 +74,7 @@ for verb in (
     gemirec_verbs.ablate,
     pictures.picture,
     serve.serve,
+    ab.ab_report,
     machine.demo,
     machine.doctor,
 ):
