@@ -126,8 +126,7 @@ def fill_store(
     slots = max(_FEWEST, int(_SPARE * bulk.users) + spare_users + spare_users // 4)
     with translate_os_errors(root):
         (root / "generations").mkdir(parents=True, exist_ok=True)
-    with _alone(root):
-        _clean(root)
+    with alone(root, "generations"):
         _make_marks(_marks_path(root, marks), max(_FEWEST * 4, slots // 4))
         with atomic_dir(root / "generations" / info.generation) as folder:
             shelf = _new_shelf(folder, engine, slots, info, _marks_path(root, marks))
@@ -149,7 +148,7 @@ def switch_store(root: str | Path, generation: str) -> None:
     """
     root = Path(root)
     _read_stored(root, generation)
-    with _alone(root):
+    with alone(root, "generations"):
         _name(root, generation)
 
 
@@ -179,7 +178,7 @@ def open_store(
     stored = _read_stored(root, generation)
     path = _marks_path(root, marks)
     if not path.exists():
-        with _alone(root):
+        with alone(root, "generations"):
             _make_marks(path, max(_FEWEST * 4, stored.slots // 4))
     folder = root / "generations" / generation
     shelf = _open_shelf(folder, stored.engine, stored.slots, stored.store, path)
@@ -260,24 +259,27 @@ def _name(root: Path, generation: str) -> None:
     write_json(root / "current.json", {"format_version": 1, "generation": generation})
 
 
-def _clean(root: Path) -> None:
-    """Remove what processes left that were killed while they filled."""
-    for folder in (root / "generations").glob(".*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold the folder against other processes that fill it; where the system has no such locks, do without."""
+def alone(folder: Path, parts: str) -> Iterator[None]:
+    """Hold a folder against other processes that write to it, and remove what those left that were killed.
+
+    Where the system has no such locks, do without.
+
+    Args:
+        folder: It is there.
+        parts: Name of the folder in it whose hidden entries are such remains.
+    """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    with translate_os_errors(root), (root / ".lock").open("w") as stream:
+    with translate_os_errors(folder), (folder / ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            fix = "wait until it has ended, or end it: the generation that is served stays"
-            raise StorageError("another process is filling this cache", got=root, fix=fix) from error
+            fix = "wait until it has ended, or end it: what is served stays"
+            raise StorageError("another process is filling this folder", got=folder, fix=fix) from error
+        for remains in (folder / parts).glob(".*"):
+            shutil.rmtree(remains, ignore_errors=True)
         yield

@@ -34,7 +34,7 @@ from gemirec.retrieval.stores.base import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gemirec.retrieval.stores.codec import Records
     from gemirec.retrieval.stores.keys import Keys
@@ -157,6 +157,7 @@ def fill_redis(
     ttl: float | None = None,
     timeout: float = 10.0,
     switch: bool = True,
+    keep: Iterable[str] = (),
 ) -> StoreInfo:
     """Fill a new generation beside the one that is served, then name it in one step.
 
@@ -169,6 +170,7 @@ def fill_redis(
         ttl: Seconds that Redis keeps a value; ``None`` for ever.
         timeout: Seconds for one block.
         switch: Name it.
+        keep: Names of further generations that are in use.
 
     Returns:
         The facts of the new generation.
@@ -182,7 +184,7 @@ def fill_redis(
         with connection.ask() as client:
             current = client.get(f"{prefix}:current")
             before = _read_info(current, prefix).generation if current is not None else ""
-            _remove(client, prefix, keep=before)
+            _remove(client, prefix, keep={before, *keep})
             client.sadd(f"{prefix}:generations", info.generation)
         fill(shelf, bulk)
         if switch:
@@ -238,10 +240,10 @@ def _read_info(value: bytes, prefix: str) -> StoreInfo:
     return info
 
 
-def _remove(client: Any, prefix: str, keep: str) -> None:
-    """Remove all generations but one."""
+def _remove(client: Any, prefix: str, keep: set[str]) -> None:
+    """Remove all generations but some."""
     for name in client.smembers(f"{prefix}:generations"):
-        if name.decode() != keep:
+        if name.decode() not in keep:
             found = client.scan_iter(match=f"{prefix}:{name.decode()}:*", count=10_000)
             while part := [key for _, key in zip(range(10_000), found, strict=False)]:
                 client.unlink(*part)
