@@ -60,7 +60,7 @@ def per_second(work: Callable[[int], Any], size: int, seconds: float = 0.3) -> f
 def measure(name: str, store: InterestStore, users: int) -> None:
     rng = np.random.default_rng(1)
     asked = [rng.integers(0, int(1.1 * users), 512) * 7919 for _ in range(64)]
-    record_B = store.get_many(asked[0]).record_B
+    record_B = store.get_many(asked[0].tolist()).record_B
     for size in (1, 32, 512):
         ids = [part[:size].tolist() for part in asked]
         got = per_second(lambda i, ids=ids: store.get_many(ids[i % 64]), size)  # type: ignore[misc]
@@ -101,7 +101,7 @@ def embedded(engine: str, parquet: Path, home: Path, users: int, damaged: int) -
     for seed in range(damaged):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(small, copy)
-        words = [sys.executable, __file__, "--read-damaged", copy, str(seed)]
+        words = [sys.executable, __file__, "--read-damaged", str(copy), str(seed)]
         done = subprocess.run(words, capture_output=True, text=True)
         said = done.stdout.strip() if done.returncode == 0 else f"process ended with {done.returncode}"
         outcomes[said] = outcomes.get(said, 0) + 1

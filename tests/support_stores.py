@@ -44,7 +44,8 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        words = ["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "", "--dir", self.socket.parent]
+        home = str(self.socket.parent)
+        words = ["redis-server", "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", home]
         self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
         import redis
 

@@ -290,7 +290,7 @@ ReleaseFolder(root).add("late", artifact, index=index, cache=Bulk(info, 10, bloc
 
 def test_killed_while_a_release_is_put_together(folder: ReleaseFolder, parts: dict[str, Parts]) -> None:
     part = parts[NAMES[1]]
-    words = [sys.executable, "-c", SLOW_ADD, folder.root, part.artifact, part.index]
+    words = [sys.executable, "-c", SLOW_ADD, *map(str, (folder.root, part.artifact, part.index))]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"filling\n"

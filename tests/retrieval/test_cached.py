@@ -252,8 +252,7 @@ def test_half_precision_is_as_near_as_it_says(spec: DataSpec, histories: Histori
         cached = CachedInterests(model, memory_store(half))
         for _ in range(2):
             found = cached.interests(histories, IDS)
-            near = {"rtol": 1e-3, "atol": 1e-3}
-            torch.testing.assert_close(found.vector_BKD[:SOME], wanted.vector_BKD[:SOME], **near)
+            torch.testing.assert_close(found.vector_BKD[:SOME], wanted.vector_BKD[:SOME], rtol=1e-3, atol=1e-3)
             assert torch.equal(found.mask_BK[:SOME], wanted.mask_BK[:SOME])
 
 

@@ -61,7 +61,8 @@ def killed_while_filling(fill: Callable[[Bulk], object]) -> None:
 def firsts(store: InterestStore, users: range = range(40)) -> list[int]:
     """The first interest of each user, -1 for those who are not found."""
     found = store.get_many(list(users))
-    return np.where(found.found_B, found.record_B["index"][:, 0].astype(int), -1).tolist()
+    first_B: list[int] = np.where(found.found_B, found.record_B["index"][:, 0].astype(int), -1).tolist()
+    return first_B
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -253,7 +254,12 @@ def test_redis_gone_and_back(tmp_path: Path) -> None:
         server.kill()
         client = store._shelf._connection.client  # type: ignore[attr-defined]
         tried, real = [], client.mget
-        client.mget = lambda keys: tried.append(clock.micros) or real(keys)
+
+        def mget(keys: list[bytes]) -> object:
+            tried.append(clock.micros)
+            return real(keys)
+
+        client.mget = mget
         start = time.perf_counter()
         for _ in range(200):
             with pytest.raises(StoreUnavailableError):
@@ -263,9 +269,10 @@ def test_redis_gone_and_back(tmp_path: Path) -> None:
         gaps = np.diff(tried) / 1e6
         assert gaps[:5] == pytest.approx([0.2, 0.3, 0.5, 0.9, 1.7], abs=0.11)
         assert gaps[-1] == pytest.approx(5, abs=0.11)
-        for call in (lambda: store.set_many([1], records(store.codec, [1], 1)), lambda: store.mark_stale([1])):
-            with pytest.raises(StoreUnavailableError):
-                call()
+        with pytest.raises(StoreUnavailableError):
+            store.set_many([1], records(store.codec, [1], 1))
+        with pytest.raises(StoreUnavailableError):
+            store.mark_stale([1])
         with pytest.raises(StoreUnavailableError, match="does not answer"):
             open_redis(server.url)
         late = open_redis(server.url, info=info)  # a release knows its generation

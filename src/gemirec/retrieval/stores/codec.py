@@ -164,7 +164,8 @@ class Codec:
         word_BW = np.ascontiguousarray(record_B).view(np.uint32).reshape(-1, len(self._factor_W))[:, 1:]
         total_B = (word_BW * self._factor_W[1:]).sum(axis=1, dtype=np.uint64) + self._factor_W[0]
         total_B += (key_B2 * self._key_factor_2).sum(axis=1, dtype=np.uint64)
-        return (total_B >> _HALF).astype(np.uint32)
+        check_B: NDArray[np.uint32] = (total_B >> _HALF).astype(np.uint32)
+        return check_B
 
 
 def history_digest(histories: Histories) -> NDArray[np.uint64]:
