@@ -28,6 +28,7 @@ VERBS = (
     "picture",
     "serve",
     "ab-report",
+    "bench",
     "demo",
     "doctor",
 )

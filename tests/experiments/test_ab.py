@@ -21,7 +21,12 @@ HOUR = 3600.0
 
 
 def lists_of(rows: list[tuple[str, str, float, list[str]]]) -> pl.DataFrame:
-    schema = {"user_id": pl.String, "variant": pl.String, "shown": pl.Float64, "items": pl.List(pl.String)}
+    schema: dict[str, Any] = {
+        "user_id": pl.String,
+        "variant": pl.String,
+        "shown": pl.Float64,
+        "items": pl.List(pl.String),
+    }
     table = pl.DataFrame(rows, schema=schema, orient="row")
     return table.with_columns(number=pl.int_range(1, pl.len() + 1), version=pl.lit("v"), source=pl.lit("model"))
 
@@ -223,7 +228,7 @@ def test_from_the_log_of_a_server_to_the_report(planted: Any, tmp_path: Path) ->
     log, split = EventLog(path), Split(artifact=Path(), salt="spring")
     writer = ImpressionWriter(ImpressionLog(impressions_path(path)), split, Metrics())
     rng, clicks = np.random.default_rng(0), []
-    own = {f"user-{number}": set() for number in range(400)}
+    own: dict[str, set[int]] = {f"user-{number}": set() for number in range(400)}
     for user, items in zip(
         own, Recommender.from_pretrained(tmp_path / "artifact").known_histories(list(own)), strict=True
     ):

@@ -108,7 +108,7 @@ def test_metrics_are_told_apart_by_variant(client: Client, split: Split) -> None
         assert client.counted(f"gemirec_variant_seconds_count{{{label}}}") == total
         assert client.counted(f'gemirec_variant_answers_total{{source="model",{label}}}') == asked[variant]
         assert client.counted(f'gemirec_variant_answers_total{{source="popularity",{label}}}') == strangers[variant]
-        version = client.app.versions[variant]  # type: ignore[index]
+        version = client.app.versions[variant]
         assert client.counted(f'gemirec_variant_version{{variant="{variant}",version="{version}"}}') == 1
 
 
@@ -162,7 +162,7 @@ def test_what_the_disk_refuses_or_does_not_fit_is_dropped_counted_and_confessed(
         append(*args)
 
     sqlite_full = GemirecError("full", got="disk", fix="space")
-    log.append = full  # type: ignore[method-assign]
+    log.append = full  # type: ignore[method-assign, assignment]
     start = time.perf_counter()
     for user in range(80):
         writer.add("A" if user % 2 else "B", answer_of(user))
@@ -207,7 +207,15 @@ def test_the_experiment_served_last_is_read_and_another_by_its_salt(tmp_path: Pa
 
 
 def test_a_killed_server_keeps_what_it_wrote(artifact: Path, other_artifact: Path, tmp_path: Path) -> None:
-    words = [artifact, "--split", other_artifact, "--share", "0.5", "--events", tmp_path / "events.sqlite"]
+    words: list[str | Path] = [
+        artifact,
+        "--split",
+        other_artifact,
+        "--share",
+        "0.5",
+        "--events",
+        tmp_path / "events.sqlite",
+    ]
     with serving(*words) as server:
         assert server.facts["version_A"] != server.facts["version_B"]
         for user in USERS[:10]:

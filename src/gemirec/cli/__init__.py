@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 import gemirec
-from gemirec.cli import ab, cache, compare, data, gemirec_verbs, index, machine, models, new_items, pictures, serve
+from gemirec.cli import (
+    ab,
+    bench,
+    cache,
+    compare,
+    data,
+    gemirec_verbs,
+    index,
+    machine,
+    models,
+    new_items,
+    pictures,
+    serve,
+)
 from gemirec.cli.console import Verbs
 
 app = typer.Typer(
@@ -51,7 +64,7 @@ def gemirec_command(
     What a trained gemirec knows: gemirec probe, ablate, picture; its users' interests as a file: gemirec cache.
 
     A trained model over HTTP, with events, keys and metrics: gemirec serve. Two at once, and what users made of them:
-    gemirec ab-report.
+    gemirec ab-report. Under load: gemirec bench serve.
 
     An index of a model's items, its recall measured: gemirec index.
 
@@ -75,6 +88,7 @@ for verb in (
     pictures.picture,
     serve.serve,
     ab.ab_report,
+    bench.bench,
     machine.demo,
     machine.doctor,
 ):

@@ -57,8 +57,15 @@ def ab_report(
     settings = from_dict(AbConfig, layered(config, overrides), where="the report's configuration")
     found = read_impressions(events, salt=salt, top=top)
     labels = read_labels(artifact, items, history, label)
-    facts = {"share": found.share, "lost": found.lost, "salt": found.salt}
-    report = report_of(found.lists, read_events(events), config=settings, labels=labels, **facts)
+    report = report_of(
+        found.lists,
+        read_events(events),
+        share=found.share,
+        config=settings,
+        labels=labels,
+        lost=found.lost,
+        salt=found.salt,
+    )
     if out is not None:
         with atomic_file(out) as path:
             path.write_text(markdown(report), encoding="utf-8")
