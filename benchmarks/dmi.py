@@ -141,7 +141,7 @@ def page(reports: Mapping[str, Mapping[str, Any]], out: Path, cache: Path) -> st
     for part, report in reports.items():
         lines += [f"## {TITLES[part]}", ""]
         for about in report["datasets"]:
-            if any(row["dataset"] == about["name"] for row in report["rows"]):
+            if sum(row["dataset"] == about["name"] for row in report["rows"]) > 1:
                 lines += [f"### {about['name']}", "", *table(report, about["name"])]
                 if about["name"] == "aspects":
                     lines += noise_table(report, out, cache)
