@@ -23,6 +23,7 @@ VERBS = (
     "compare",
     "cache",
     "index",
+    "export",
     "probe",
     "ablate",
     "picture",

@@ -14,6 +14,7 @@ from gemirec.cli import (
     cache,
     compare,
     data,
+    export,
     gemirec_verbs,
     index,
     machine,
@@ -66,7 +67,8 @@ def gemirec_command(
     A trained model over HTTP, with events, keys and metrics: gemirec serve. Two at once, and what users made of them:
     gemirec ab-report. Under load: gemirec bench serve.
 
-    An index of a model's items, its recall measured: gemirec index.
+    An index of a model's items, its recall measured: gemirec index. Vectors, ONNX graphs and a map of the catalogue for
+    other systems: gemirec export.
 
     All of it at once: gemirec demo. Every verb has --help with examples and --json for programs. Exit codes: 0 done,
     2 wrong input (with what, what was got and how to mend it), 1 a fault of gemirec.
@@ -83,6 +85,7 @@ for verb in (
     compare.compare,
     cache.cache,
     index.index,
+    export.export,
     gemirec_verbs.probe,
     gemirec_verbs.ablate,
     pictures.picture,
