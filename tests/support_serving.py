@@ -29,9 +29,16 @@ class Client:
     """Asks an application without a network; every call runs in an event loop of its own unless :meth:`run` is used."""
 
     def __init__(
-        self, artifact: Path, events: Path, *, keys: Keyring | None = None, split: Split | None = None, **limits: Any
+        self,
+        artifact: Path,
+        events: Path,
+        *,
+        keys: Keyring | None = None,
+        split: Split | None = None,
+        index: Path | None = None,
+        **limits: Any,
     ) -> None:
-        self.plan = ServePlan(artifact=artifact, events=events, split=split)
+        self.plan = ServePlan(artifact=artifact, events=events, split=split, index=index)
         self.app: App = build_app(self.plan, ServeConfig(**limits), keys)
 
     def run(self, story: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:

@@ -12,7 +12,9 @@ from gemirec.cli.options import ConfigFile, Json, Set
 
 
 def serve(
-    artifact: Annotated[Path, typer.Argument(help="Trained model (OUT/artifact of gemirec train).")],
+    artifact: Annotated[
+        Path, typer.Argument(help="Trained model (OUT/artifact of gemirec train), or a folder of releases.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     split: Annotated[
@@ -25,6 +27,14 @@ def serve(
     compare: Annotated[
         Path | None,
         typer.Option(metavar="ARTIFACT", help="Second trained model, to be looked at beside the first on the page."),
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Index of ARTIFACT's items (gemirec index); without it all are searched."),
+    ] = None,
+    redis_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", envvar="GEMIREC_REDIS_URL", help="Where interest caches of releases in Redis are."),
     ] = None,
     events: Annotated[
         Path | None,
@@ -49,6 +59,10 @@ def serve(
 
         gemirec serve run/artifact
 
+        gemirec serve run/artifact --index run/index
+
+        gemirec serve releases                                  # artifact, index and cache of interests together
+
         gemirec serve run/artifact --compare other/artifact     # both beside each other on the page
 
         gemirec serve run/artifact --host 0.0.0.0 --keys keys.yaml --tls-cert cert.pem --tls-key key.pem
@@ -66,7 +80,8 @@ def serve(
     limits = from_dict(ServeConfig, layered(config, overrides), where="the server's configuration")
     second = None if split is None else Split(artifact=split, share=share, salt=salt)
     listen = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
-    plan = ServePlan(artifact=artifact, split=second, compare=compare, events=events, keys=keys, **listen)
+    parts = {"artifact": artifact, "index": index, "redis_url": redis_url, "split": second, "compare": compare}
+    plan = ServePlan(**parts, events=events, keys=keys, **listen)
 
     def say(facts: dict[str, object]) -> None:
         line = f"{facts['version']} at {facts['url']}, described at {facts['url']}/openapi.json\n{facts['access']}"

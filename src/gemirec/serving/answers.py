@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gemirec.models.base import Interests
     from gemirec.recommender.catalog import Catalog
     from gemirec.retrieval.merge import Merged
+    from gemirec.serving.batch_search import Batch
 
 
 class AnswerWriter:
@@ -38,14 +39,14 @@ class AnswerWriter:
         self._popular = catalog.most_popular
         self._count_N = catalog.count_N
 
-    def about(self, ask: wire.UserRequest, skipped: int, *, known: bool) -> dict[str, Any]:
+    def about(self, batch: Batch, row: int) -> dict[str, Any]:
         """Return what every answer about a user says."""
-        source = "model" if known else self._fallback
+        known = bool(batch.asked.known_B[row])
         return {
-            "user_id": ask.user_id,
-            "source": source,
-            "cache": "off",
-            "skipped": skipped,
+            "user_id": batch.requests[row].user_id,
+            "source": "model" if known else self._fallback,
+            "cache": batch.cache[row],
+            "skipped": int(batch.asked.skipped_B[row]),
             "version": self._version,
         }
 

@@ -17,7 +17,7 @@ import msgspec
 from gemirec.errors import GemirecError
 from gemirec.serving import http, page, wire
 from gemirec.serving.batching import Batcher
-from gemirec.serving.events import EventLog, EventWriter
+from gemirec.serving.events import NOT_IN_HISTORIES, EventLog, EventWriter
 from gemirec.serving.http import ClientGone, HttpError, Response
 from gemirec.serving.keys import presented
 from gemirec.serving.openapi import openapi
@@ -271,9 +271,18 @@ class App:
     async def _events(self, body: wire.EventsRequest, deadline: float) -> wire.EventsAnswer:
         with self._metrics.timed("events"):
             stored = await self._writer.store(body.events)
+            await self._mark_stale([str(event.user_id) for event in body.events if event.event != NOT_IN_HISTORIES])
         self._metrics.events("stored", stored.stored)
         self._metrics.events("duplicate", stored.duplicates)
         return wire.EventsAnswer(stored=stored.stored, duplicates=stored.duplicates, last=stored.last)
+
+    async def _mark_stale(self, users: list[str]) -> None:
+        """Tell the caches that users have new events."""
+        with contextlib.ExitStack() as held:
+            for slot in self._slots.values():
+                engine = held.enter_context(slot.served.held())
+                if users and engine.has_cache:
+                    await asyncio.to_thread(engine.mark_stale, users)
 
     async def _reload(self, body: wire.ReloadRequest, deadline: float) -> wire.StateAnswer:
         variant: Variant | None = body.variant if len(self._slots) > 1 or body.variant else "A"

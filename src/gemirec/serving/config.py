@@ -62,6 +62,10 @@ class ServePlan(Config, frozen=True, kw_only=True):
     """Which users get a second model; ``None`` serves one to all."""
     compare: Path | None = None
     """A second model that is only looked at, beside the first; not with ``split``, which has one."""
+    index: Path | None = None
+    """An index of the artifact's items; ``None`` searches them all. A release has its own."""
+    redis_url: str | None = None
+    """Where the interest caches of releases in Redis are."""
     events: Path | None = None
     """SQLite file of the events; ``None`` puts ``events.sqlite`` beside the artifact."""
     keys: Path | None = None

@@ -49,5 +49,12 @@ class Engine(Protocol):
     def explore(self, requests: Sequence[Explored]) -> Sequence[Any]:
         """Return what the explorer page asks for, each by the kind of its request."""
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether interests are cached, so that users must be marked."""
+
+    def mark_stale(self, users: Sequence[str]) -> None:
+        """Say that users have new events: what is cached of them is out of date. On any thread; it does not fail."""
+
     def close(self) -> None:
         """Let go of files and connections."""

@@ -56,6 +56,11 @@ _TRAINED = """
 SELECT coalesce((SELECT after FROM trained WHERE version = ?), (SELECT max(after) FROM trained), 0)
 """
 
+_LATELY = f"""
+SELECT DISTINCT user_id FROM (SELECT * FROM event ORDER BY number DESC LIMIT 100000)
+WHERE event <> '{NOT_IN_HISTORIES}' AND received >= (SELECT received FROM event ORDER BY number DESC LIMIT 1) - ?
+"""
+
 
 class Stored(NamedTuple):
     """What became of one call's events.
@@ -132,6 +137,12 @@ class EventLog:
         with self._reading, self._errors():
             found = [self._read.execute(_RECENT, (user, after)).fetchall() for user in users]
         return [[item for (item,) in reversed(rows)] for rows in found]
+
+    def lately(self, seconds: float = 60.0) -> list[str]:
+        """Return the users of the last events: those that arrived so long before the last one."""
+        with self._reading, self._errors():
+            rows = self._read.execute(_LATELY, (seconds,)).fetchall()
+        return [user for (user,) in rows]
 
     def trained_on(self, version: str) -> int:
         """Return the number of the last event that a version of the model was trained on.

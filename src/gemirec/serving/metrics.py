@@ -51,6 +51,10 @@ class Metrics:
             "gemirec_cache", "Users whose interests were asked of the cache, by outcome.", ["outcome"],
             registry=self.registry,
         )  # fmt: skip
+        self._trouble = Counter(
+            "gemirec_cache_trouble", "Calls that found the cache away, values that were damaged.", ["what"],
+            registry=self.registry,
+        )  # fmt: skip
         self._events = Counter("gemirec_events", "Events, by outcome.", ["outcome"], registry=self.registry)
         self._reloads = Counter("gemirec_reloads", "Reloads, by outcome.", ["outcome"], registry=self.registry)
         self.queue = Gauge("gemirec_queue_users", "Users that wait for the worker.", registry=self.registry)
@@ -106,6 +110,11 @@ class Metrics:
         self._answers.labels(source).inc()
         if cache != "off":
             self._cache.labels(cache).inc()
+
+    def cache_trouble(self, what: Literal["unreachable", "corrupt"], count: int) -> None:
+        """Count what went wrong with the cache and cost no more than the work of a miss."""
+        if count:
+            self._trouble.labels(what).inc(count)
 
     def events(self, outcome: str, count: int) -> None:
         """Count events."""

@@ -2,118 +2,98 @@
 
 What it answers is what ``Recommender.recommend`` answers for the same history; a test holds them equal.
 
-Axes: B users of a batch, K interests, R places of a list, G users of a part of the batch.
+Axes: G users of a part of the batch.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from gemirec.config import MergeConfig
 from gemirec.errors import ArtifactError, ConfigError, GemirecError
-from gemirec.models.base import Interests
-from gemirec.recommender import Recommender
 from gemirec.recommender.explain import Words, explained
 from gemirec.recommender.search import Searcher
-from gemirec.retrieval.retrieve import merged_as, retrieve_lists, searched
-from gemirec.retrieval.versions import model_version
+from gemirec.retrieval.retrieve import merged_as, searched
 from gemirec.serving import wire
 from gemirec.serving.answers import AnswerWriter, explained_interest
+from gemirec.serving.batch_search import Answers, Batch, BatchSearch, Part, groups, take
 from gemirec.serving.explorer import Explorer
+from gemirec.serving.interest_source import InterestSource
+from gemirec.serving.opening import Opened, open_served
 from gemirec.serving.users import StoredHistories, Users
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from torch import Tensor
-
-    from gemirec.recommender.histories import Encoded
     from gemirec.serving.events import EventLog
     from gemirec.serving.metrics import Metrics
     from gemirec.serving.wire_explorer import Explored
-
-SHORT_LISTS = 256
-"""Requests for lists up to this length are searched together; longer ones apart, lest all pay for the longest."""
-Answers = list[Any]
-"""An answer or an error for each request of a batch."""
-ListsRequest = wire.RecommendRequest | wire.InterestsRequest
-
-
-@dataclass(frozen=True)
-class Part:
-    """The users of a batch that are searched together.
-
-    Attributes:
-        rows: Their places in the batch.
-        found: Their interests.
-        id_GKR: ``[G, K, R]`` items of each interest's own list, -1 where missing.
-        score_GKR: ``[G, K, R]`` their scores.
-        unknown: Places in the batch of the users of whom no item is known.
-        allow_ids: The only items that may be returned, or ``None``.
-    """
-
-    rows: list[int]
-    found: Interests
-    id_GKR: Tensor
-    score_GKR: Tensor
-    unknown: list[int]
-    allow_ids: Tensor | None
 
 
 class RecommenderEngine:
     """Answers with a recommender that was loaded from an artifact; make one with :meth:`load`.
 
     Args:
-        recommender: The model with its items.
+        opened: The model with its items, index and cache.
         users: Where histories come from.
-        version: Which model this is.
         metrics: Where the stages' times go.
-        path: The artifact's folder, for what is read only when it is asked for.
     """
 
-    def __init__(self, recommender: Recommender, users: Users, version: str, metrics: Metrics, path: Path) -> None:
+    def __init__(self, opened: Opened, users: Users, metrics: Metrics) -> None:
+        recommender = opened.recommender
         self._users = users
-        self._version = version
+        self._version = opened.version
         self._metrics = metrics
+        self._close = opened.close
         self._catalog = recommender.catalog
-        self._searcher = Searcher(recommender.model, recommender.catalog, recommender.cold)
-        self._index = self._searcher.index
+        self._searcher = Searcher(recommender.model, recommender.catalog, recommender.cold, opened.index)
+        self._source = InterestSource(self._searcher, opened.cached, metrics)
+        self._batches = BatchSearch(users, self._source, self._searcher, metrics)
         self._categories = self._searcher.categories
         self._words = Words(recommender.catalog.items, recommender.catalog.count_N)
-        self._write = AnswerWriter(recommender.catalog, users.item_ids, version, recommender.info.fallback)
-        self._explorer = Explorer(recommender, self._searcher, users, path, version)
+        self._write = AnswerWriter(recommender.catalog, users.item_ids, opened.version, recommender.info.fallback)
+        self._explorer = Explorer(recommender, self._searcher, users, opened.artifact, opened.version)
 
     @classmethod
     def load(
-        cls, path: Path, *, events: EventLog | None, metrics: Metrics, after: int | None = None
+        cls,
+        path: Path,
+        *,
+        events: EventLog | None,
+        metrics: Metrics,
+        after: int | None = None,
+        index: Path | None = None,
+        redis_url: str | None = None,
     ) -> RecommenderEngine:
-        """Load an artifact and answer one question with it.
+        """Load what is to be served and answer one question with it.
 
         Args:
-            path: The artifact's folder.
+            path: An artifact's folder, or a folder of releases.
             events: What users did since.
             metrics: Where the stages' times go.
             after: Number of the last event that the artifact was trained on; ``None`` takes what the log has noted.
+            index: An index of the artifact's items.
+            redis_url: Where the caches of releases in Redis are.
 
         Raises:
-            ArtifactError: A file is missing, cut or damaged, or the model gives no finite answer.
+            ArtifactError: A file is missing, cut or damaged, parts do not fit, or the model gives no finite answer.
         """
-        recommender = Recommender.from_pretrained(path)
-        version = artifact_version(path, recommender)
-        if after is None:
-            after = 0 if events is None else events.trained_on(version)
-        stored = StoredHistories.open(path / "histories.parquet")
-        engine = cls(recommender, Users(recommender.catalog, stored, events, after), version, metrics, path)
-        engine.check()
+        opened = open_served(path, index=index, redis_url=redis_url)
+        try:
+            if after is None:
+                after = 0 if events is None else events.trained_on(opened.version)
+            stored = StoredHistories.open(opened.artifact / "histories.parquet")
+            engine = cls(opened, Users(opened.recommender.catalog, stored, events, after), metrics)
+            engine.check()
+        except BaseException:
+            opened.close()
+            raise
         if events is not None:
-            events.set_trained_on(version, after)
+            events.set_trained_on(opened.version, after)
+            engine.mark_stale(events.lately())  # a killed server may have stored an event and not marked its user
         return engine
 
     @property
@@ -142,29 +122,29 @@ class RecommenderEngine:
 
     def interests(self, requests: Sequence[wire.InterestsRequest]) -> Answers:
         """See :class:`~gemirec.serving.engine.Engine`."""
-        asked, found = self._interests(requests)
+        batch = self._batches.read(requests)
         out: Answers = [None] * len(requests)
-        for part in self._searched(requests, [max(1, ask.items) for ask in requests], asked, found, out):
+        for part in self._batches.parts(batch, [max(1, ask.items) for ask in requests], out):
             for row in part.unknown:
-                out[row] = wire.InterestsAnswer(**self._about(requests, asked, row, known=False), interests=[])
+                out[row] = wire.InterestsAnswer(**self._write.about(batch, row), interests=[])
             for at, row in enumerate(part.rows):
                 ask = requests[row]
                 listed = self._write.interests(
                     part.found, at, part.id_GKR, part.score_GKR, ask.items, vectors=ask.vectors
                 )
-                out[row] = wire.InterestsAnswer(**self._about(requests, asked, row, known=True), interests=listed)
+                out[row] = wire.InterestsAnswer(**self._write.about(batch, row), interests=listed)
         return self._counted(out)
 
     def explain(self, requests: Sequence[wire.ExplainRequest]) -> Answers:
         """See :class:`~gemirec.serving.engine.Engine`."""
-        asked = self._users.read(requests)
+        asked, off = self._users.read(requests), ["off"] * len(requests)  # what forms an interest is the model's to say
+        batch = Batch(requests, asked, np.flatnonzero(asked.known_B).tolist(), None, off)
         out = []
         for row, (ask, one) in enumerate(zip(requests, asked.blocks(1), strict=True)):
-            known = bool(one.known_B[0])
             limits = {"items": ask.items, "history_items": ask.history_items, "most_words": ask.words}
-            rows = explained(self._searcher, self._words, one, **limits).to_dicts() if known else []
-            about = self._about(requests, asked, row, known=known)
-            out.append(wire.ExplainAnswer(**about, interests=[explained_interest(each) for each in rows]))
+            rows = explained(self._searcher, self._words, one, **limits).to_dicts() if one.known_B[0] else []
+            interests = [explained_interest(each) for each in rows]
+            out.append(wire.ExplainAnswer(**self._write.about(batch, row), interests=interests))
         return self._counted(out)
 
     def similar(self, requests: Sequence[wire.SimilarRequest]) -> Answers:
@@ -181,8 +161,18 @@ class RecommenderEngine:
                 out.append(error)
         return out
 
+    @property
+    def has_cache(self) -> bool:
+        """See :class:`~gemirec.serving.engine.Engine`."""
+        return self._source.has_cache
+
+    def mark_stale(self, users: Sequence[str]) -> None:
+        """See :class:`~gemirec.serving.engine.Engine`."""
+        self._source.mark_stale(users)
+
     def close(self) -> None:
         """See :class:`~gemirec.serving.engine.Engine`; the memory goes with the last reference."""
+        self._close()
 
     def _recommend(self, requests: Sequence[wire.RecommendRequest]) -> Answers:
         """Return :meth:`recommend`, uncounted."""
@@ -192,125 +182,39 @@ class RecommenderEngine:
             max(_places(*each), ask.per_interest)
             for each, ask in zip(zip(hows, counts, strict=True), requests, strict=True)
         ]
-        asked, found = self._interests(requests)
-        if found is not None:
-            known = np.flatnonzero(asked.known_B).tolist()
-            found = _first_interests(found, [requests[row].max_interests for row in known])
+        batch = self._batches.read(requests).first_interests()
         out: Answers = [None] * len(requests)
-        for part in self._searched(requests, places, asked, found, out):
+        for part in self._batches.parts(batch, places, out):
             for row in part.unknown:
-                how, about = hows[row], self._about(requests, asked, row, known=False)
+                how, about = hows[row], self._write.about(batch, row)
                 items = self._write.popular(counts[row], part.allow_ids)
                 out[row] = how if isinstance(how, GemirecError) else wire.RecommendAnswer(**about, items=items)
             with self._metrics.timed("merge"):
-                for (how, k), at_G in _groups((hows[row], counts[row]) for row in part.rows):
-                    self._merge(requests, asked, part, how, k, at_G, out)
+                for (how, k), at_G in groups((hows[row], counts[row]) for row in part.rows):
+                    self._merge(batch, part, how, k, at_G, out)
         return out
 
     def _merge(
-        self,
-        requests: Sequence[wire.RecommendRequest],
-        asked: Encoded,
-        part: Part,
-        how: MergeConfig | ConfigError,
-        k: int,
-        at_G: list[int],
-        out: Answers,
+        self, batch: Batch, part: Part, how: MergeConfig | ConfigError, k: int, at_G: list[int], out: Answers
     ) -> None:
         """Fill in the answers of users of a part whose lists are merged alike."""
         try:
             if isinstance(how, ConfigError):
                 raise how
             lists = (part.id_GKR[at_G], part.score_GKR[at_G])
-            merged = merged_as(how, _take(part.found, at_G), *lists, k, self._categories)
+            merged = merged_as(how, take(part.found, at_G), *lists, k, self._categories)
         except GemirecError as error:
             for at in at_G:
                 out[part.rows[at]] = error
             return
         for place, at in enumerate(at_G):
             row = part.rows[at]
-            each = requests[row].per_interest
+            each = batch.requests[row].per_interest
             out[row] = wire.RecommendAnswer(
-                **self._about(requests, asked, row, known=True),
+                **self._write.about(batch, row),
                 items=self._write.merged(merged, place),
                 interests=self._write.interests(part.found, at, part.id_GKR, part.score_GKR, each) if each else None,
             )
-
-    def _interests(self, requests: Sequence[wire.UserRequest]) -> tuple[Encoded, Interests | None]:
-        """Return the histories of a batch, and the interests of those users who have a known item."""
-        with self._metrics.timed("history"):
-            asked = self._users.read(requests)
-        known = asked.with_known_items()
-        if not len(known):
-            return asked, None
-        with self._metrics.timed("encode"):
-            return asked, self._searcher.users_interests(known)
-
-    def _searched(
-        self,
-        requests: Sequence[ListsRequest],
-        places: list[int],
-        asked: Encoded,
-        found: Interests | None,
-        out: Answers,
-    ) -> Iterator[Part]:
-        """Yield the parts of a batch, searched; requests with an allow-list that cannot be used get their error."""
-        known_B = np.flatnonzero(asked.known_B)
-        keys = ((_hashable(ask.allow), _length_class(most)) for ask, most in zip(requests, places, strict=True))
-        for (allow, _), rows in _groups(keys):
-            try:
-                allow_ids = None if allow is None else self._allowed(allow)
-            except GemirecError as error:
-                for row in rows:
-                    out[row] = error
-                continue
-            known = np.intersect1d(rows, known_B)
-            unknown = np.setdiff1d(rows, known).tolist()
-            if not len(known):
-                nothing = torch.empty(0, 1, 1)
-                none = Interests(nothing, torch.empty(0, 1, dtype=torch.bool))
-                yield Part([], none, nothing.long(), nothing, unknown, allow_ids)
-                continue
-            part = _take(found, np.searchsorted(known_B, known))
-            most = min(max(places[row] for row in rows), len(self._catalog))
-            exclude = [requests[row].exclude_seen for row in known.tolist()]
-            lists = self._lists(part, asked, known.tolist(), exclude, allow_ids, most)
-            yield Part(known.tolist(), part, *lists, unknown, allow_ids)
-
-    def _lists(
-        self,
-        found: Interests,
-        asked: Encoded,
-        rows: list[int],
-        exclude: list[bool],
-        allow_ids: Tensor | None,
-        most: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Return ``[G, K, R]`` ids and scores of each interest's own list."""
-        seen = [
-            asked.item_E[asked.offset_B1[row] : asked.offset_B1[row + 1]] if each else asked.item_E[:0]
-            for row, each in zip(rows, exclude, strict=True)
-        ]
-        seen_E, offset_G1 = np.concatenate(seen), np.cumsum([0, *map(len, seen)])
-        with self._metrics.timed("search"):
-            index = self._index if allow_ids is None else self._index.restrict(allow_ids)
-            return retrieve_lists(
-                found, index, most, seen_E=torch.from_numpy(seen_E), seen_offset_B1=torch.from_numpy(offset_G1)
-            )
-
-    def _allowed(self, allow: Sequence[object]) -> Tensor:
-        """Return an allow-list as sorted indices.
-
-        Raises:
-            DataError: None of its items is known.
-        """
-        known = {index for item in allow if (index := self._users.index(item))}
-        if not known:
-            self._catalog.allowed([str(item) for item in allow])  # raises
-        return torch.tensor(sorted(known))
-
-    def _about(self, requests: Sequence[wire.UserRequest], asked: Encoded, row: int, *, known: bool) -> dict[str, Any]:
-        return self._write.about(requests[row], int(asked.skipped_B[row]), known=known)
 
     def _similar(self, ask: wire.SimilarRequest) -> wire.SimilarAnswer:
         """Return the neighbours of items, each asked item once."""
@@ -334,12 +238,6 @@ class RecommenderEngine:
         return answers
 
 
-def artifact_version(path: Path, recommender: Recommender) -> str:
-    """Return a name for what an artifact holds: its model, and a hash of all that it says and weighs."""
-    facts = (path / "artifact.json").read_bytes() + model_version(recommender.model).encode()
-    return f"{recommender.info.model}-{hashlib.sha256(facts).hexdigest()[:12]}"
-
-
 def _how(ask: wire.RecommendRequest) -> MergeConfig | ConfigError:
     """Return how a request's lists are merged."""
     if ask.diversity and ask.quota is not None:
@@ -355,40 +253,3 @@ def _how(ask: wire.RecommendRequest) -> MergeConfig | ConfigError:
 
 def _places(how: MergeConfig | ConfigError, k: int) -> int:
     return 1 if isinstance(how, ConfigError) else searched(how, k)
-
-
-def _length_class(places: int) -> int:
-    """Return the class of lists that are searched together: all short ones, and powers of two."""
-    return max(SHORT_LISTS, 1 << (places - 1).bit_length())
-
-
-def _hashable(ids: list[Any] | None) -> tuple[Any, ...] | None:
-    return None if ids is None else tuple(ids)
-
-
-def _groups(keys: Iterable[Hashable]) -> list[tuple[Any, list[int]]]:
-    """Return the places of equal keys together, in the order of their first."""
-    out: dict[Any, list[int]] = defaultdict(list)
-    for place, key in enumerate(keys):
-        out[key].append(place)
-    return list(out.items())
-
-
-def _take(found: Interests | None, row_G: Any) -> Interests:
-    """Return the interests of the users at rows ``[G]``."""
-    assert found is not None
-    rows = torch.as_tensor(row_G)
-    parts = (found.vector_BKD, found.mask_BK, found.weight_BK, found.code_BKC)
-    return Interests(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
-
-
-def _first_interests(found: Interests, most_B: list[int | None]) -> Interests:
-    """Return the interests with all but each user's weightiest masked."""
-    if all(most is None for most in most_B):
-        return found
-    count = found.mask_BK.shape[1]
-    weight_BK = found.mask_BK.float() if found.weight_BK is None else found.weight_BK.float()
-    order_BK = torch.where(found.mask_BK, weight_BK, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    place_BK = order_BK.argsort(dim=1)
-    most_B1 = torch.tensor([count if most is None else most for most in most_B])[:, None]
-    return Interests(found.vector_BKD, found.mask_BK & (place_BK < most_B1), found.weight_BK, found.code_BKC)

@@ -99,7 +99,9 @@ def build_app(plan: ServePlan, config: ServeConfig, keys: Keyring | None) -> App
     events = EventLog(plan.events or plan.artifact.parent / "events.sqlite")
 
     def load(path: Path, after: int | None) -> Engine:
-        return RecommenderEngine.load(path, events=events, metrics=metrics, after=after)
+        index = plan.index if path == plan.artifact else None  # it is an index of that artifact's items
+        settings = {"index": index, "redis_url": plan.redis_url, "after": after}
+        return RecommenderEngine.load(path, events=events, metrics=metrics, **settings)
 
     experiment = None
     if plan.split is not None:
