@@ -38,4 +38,4 @@ class ExportConfig(Config, frozen=True, kw_only=True):
     """Most items that the map is computed from; the others are placed among them. Memory and time grow with its
     square."""
     map_steps: Annotated[int, Meta(ge=0)] = 350
-    """Steps of the map's gradient descent; 0 leaves the principal components."""
+    """Steps of the map's gradient descent; fewer than 200 leave it half done, 0 takes principal components."""
