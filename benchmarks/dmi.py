@@ -67,6 +67,10 @@ PARTS: dict[str, dict[str, Any]] = {
         "drawn to 50 users of 4096": _dmi(
             {"guidance": "users", "neighbours": 50, "memory": 4096, "denoiser": {"guide_start": 1.0}}
         ),
+        "drawn hard to 50 users of 4096": _dmi(
+            {"guidance": "users", "neighbours": 50, "memory": 4096, "denoiser": {"guide_start": 4.0}}
+        ),
+        "contrast": _dmi({"contrast_weight": 0.1}),
         "no pruning": _dmi({"denoiser": {"prune": {"rule": "none"}}}),
         "no cross-attention": _dmi({"denoiser": {"cross_attention": False}}),
         "no cross-attention, no guidance": _dmi({"guidance": "history", "denoiser": {"cross_attention": False}}),
