@@ -165,6 +165,7 @@ def noise_picture(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
                 points.setdefault(row["dataset"], {})[float(word[1])] = found
             elif row["model"] == "comirec_sa":
                 extractor[row["dataset"]] = found["mean"]
+    points = {log: of_amount for log, of_amount in points.items() if len(of_amount) > 1}
     if not points:
         return
     drawn = Figure(figsize=(3.1 * len(points), 2.8), layout="constrained")
