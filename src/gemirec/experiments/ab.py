@@ -282,9 +282,9 @@ def markdown(report: dict[str, Any]) -> str:
     percent = f"{report['confidence']:.0%}"
     split = report["split"]
     lines = [f"# Experiment {report['experiment']}".rstrip(), ""]
-    lines += [f"**Warning:** {warning}." for warning in report["warnings"]]
+    lines += [f"**Warning:** {warning}.\n" for warning in report["warnings"]]
     columns = list(report["variants"][0])
-    lines += ["", *_table(columns, [[_cell(row[key]) for key in columns] for row in report["variants"]])]
+    lines += [*_table(columns, [[_cell(row[key]) for key in columns] for row in report["variants"]])]
     verdict = "broken" if split["broken"] else "as planned"
     lines += [
         "",
