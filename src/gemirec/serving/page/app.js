@@ -9,6 +9,7 @@ const MATCHES = 8;
 let panels = [];
 let dictionary = null;
 let turn = 0;
+let about = ""; // whom, in words
 
 // --- theme: the system's until the button is pressed ----------------------------------------------------------------
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -115,6 +116,7 @@ async function show(whom, past, name) {
   const mine = (turn += 1);
   showFault($("fault"), null);
   document.body.classList.add("about");
+  about = `${name[0].toUpperCase()}${name.slice(1)}`;
   $("status").textContent = `Reading ${name} …`;
   await Promise.all(panels.map((panel) => panel.load(whom, past)));
   if (mine !== turn) return;
@@ -122,7 +124,7 @@ async function show(whom, past, name) {
   const all = $("most").value === $("most").max;
   Object.assign($("most"), { max: most, disabled: most < 2 });
   if (all) $("most").value = most;
-  await refresh(name);
+  await refresh();
 }
 
 // --- how ------------------------------------------------------------------------------------------------------------
@@ -131,13 +133,15 @@ function settings() {
   return { k, most: $("most").disabled || most === Number($("most").max) ? Infinity : most, diversity: diversity / 100 };
 }
 
-async function refresh(name) {
+async function refresh() {
   const asked = settings();
   saySettings();
   await Promise.all(panels.map((panel) => panel.refresh(asked)));
   const lists = panels.map((panel) => new Set(panel.items.map((item) => String(item.item_id))));
-  const counts = panels.map((panel) => `${plural(panel.items.length, "item")} from ${plural(panel.used?.size ?? 0, "interest")}`);
-  let says = `${name ? `${name[0].toUpperCase()}${name.slice(1)}: ` : ""}${counts.join(" and ")}.`;
+  const counts = panels.map((panel) => (panel.count
+    ? `${plural(panel.items.length, "item")} from ${plural(panel.used?.size ?? 0, "interest")}`
+    : `nothing known, ${plural(panel.items.length, "popular item")}`));
+  let says = `${about}: ${counts.join(" and ")}.`;
   if (panels.length === 2) {
     const both = [...lists[0]].filter((id) => lists[1].has(id)).length;
     says += ` ${plural(both, "item")} in both lists.`;
@@ -156,7 +160,7 @@ function saySettings() {
   for (const id of ["k", "most", "lambda"]) $(id).setAttribute("aria-valuetext", $(`${id}-says`).textContent);
 }
 
-const moved = debounced(() => refresh(), 100);
+const moved = debounced(refresh, 100);
 for (const id of ["k", "most", "lambda"]) {
   $(id).addEventListener("input", () => {
     saySettings();

@@ -40,27 +40,27 @@ export class Dictionary {
     }
   }
 
-  page(list, codes) {
-    list.append(...codes.slice(0, PAGE).map((code) => this.code(code)));
+  page(list, codes, largest = codes[0]?.items) {
+    list.append(...codes.slice(0, PAGE).map((code) => this.code(code, largest)));
     if (codes.length <= PAGE) return;
     const rest = codes.slice(PAGE);
     const more = el("button", { type: "button" }, `${plural(rest.length, "further code")}`);
     const row = el("li", {}, more);
     more.addEventListener("click", () => {
       row.remove();
-      this.page(list, rest);
+      this.page(list, rest, largest);
       list.querySelector(`[data-path="${rest[0].path.join(".")}"] > summary`).focus();
     });
     list.append(row);
   }
 
-  code(code) {
+  code(code, largest) {
     const path = code.path.join(".");
     const about = code.categories.map(({ category, share }) => `${category} ${percent(share)}`).join(", ")
       || code.top.slice(0, 3).map(nameOf).join("; ");
     const below = el("ul", { class: "tree" });
     const bar = el("span", { class: "bar", "aria-hidden": "true" });
-    bar.style.setProperty("--share", code.share);
+    bar.style.setProperty("--share", code.items / largest);
     const summary = el("summary", {}, el("code", {}, code.path.join(" › ")), bar,
       el("span", { class: "size" }, `${plural(code.items, "item")}, ${percent(code.share)}`),
       el("span", { class: "about" }, about));

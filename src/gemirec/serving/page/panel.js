@@ -147,9 +147,10 @@ export class Panel {
     box.hidden = !history.length;
     const read = `The last ${history.length}, newest first; the colour is the interest that an item forms most.`;
     box.querySelector(".hint").textContent = strongest.size ? read : "";
-    box.querySelector("ol").replaceChildren(...[...history].reverse().map((id) => {
+    box.querySelector("ol").replaceChildren(...runs([...history].reverse()).map(([id, times]) => {
       const of = strongest.get(String(id))?.of;
-      return this.row(id, of, of === undefined ? "not read by the model" : `forms interest ${of + 1}`);
+      const note = of === undefined ? "not read by the model" : `interest ${of + 1}`;
+      return this.row(id, of, times > 1 ? `${times} times, ${note}` : note);
     }));
   }
 
@@ -158,9 +159,9 @@ export class Panel {
     this.say(".cards-name", interests.length ? plural(interests.length, "interest") : "");
     const lost = skipped ? ` ${plural(skipped, "item")} of the history ${skipped === 1 ? "is" : "are"} unknown to it.` : "";
     this.say(".summary", interests.length ? `${this.facts.version}.${lost}` : "");
-    const cards = interests.map((each) => this.card(each));
-    if (source !== "model") cards.push(nothingKnown(user, skipped, source));
-    this.root.querySelector(".cards").replaceChildren(...cards);
+    this.root.querySelector(".cards").replaceChildren(...interests.map((each) => this.card(each)));
+    this.root.querySelector(".nothing").replaceChildren(
+      ...(source === "model" ? [] : [nothingKnown(user, skipped, source)]));
   }
 
   card(each) {
@@ -168,7 +169,7 @@ export class Panel {
     const id = `${this.root.getAttribute("aria-labelledby")}-${label}`;
     const codes = this.codes.get(each.interest);
     const path = codes && el("button", { type: "button", class: "path", "aria-label":
-      `Dictionary path ${codes.join(", ")}: open it in the dictionary` }, el("code", {}, codes.join(" › ")));
+      `Dictionary path ${codes.join(", ")}: open it in the dictionary` }, "code ", el("code", {}, codes.join(" › ")));
     path?.addEventListener("click", () => this.openCode(this.facts, codes));
     const share = el("div", { class: "share" }, el("span", {}, `${percent(each.history_share)} of the history`),
       el("span", { class: "bar", "aria-hidden": "true" }));
@@ -176,8 +177,8 @@ export class Panel {
     if (each.weight !== null) share.append(el("span", {}, `weight ${each.weight.toFixed(3)}`));
     const words = each.words.map(({ word, lift }) =>
       el("li", { title: `${lift.toFixed(1)} times as frequent as in the catalogue` }, word));
-    const behind = each.history.filter((item) => item.weight >= 0.01).slice(0, 5);
-    const past = behind.map((item) => this.row(item.item_id, each.interest, percent(item.weight)));
+    const past = together(each.history).slice(0, 5).map(({ id, weight, times }) =>
+      this.row(id, each.interest, times > 1 ? `${percent(weight)}, ${times} times` : percent(weight)));
     const brings = each.items.map((item) => this.row(item, each.interest, this.of(item).category ?? ""));
     const from = each.weights_from === "model" ? "the model's attention" : "nearness to the interest";
     return el("article", { class: `box card ${colourOf(each.interest)}`, "aria-labelledby": id,
@@ -242,6 +243,24 @@ export class Panel {
   markShared(others) { // items that the other artifact's list has, too
     for (const row of this.root.querySelectorAll(".list li")) row.classList.toggle("both", others.has(row.dataset.id));
   }
+}
+
+function together(history) { // an item that comes several times is one row
+  const found = new Map();
+  for (const { item_id: id, weight } of history) {
+    const row = found.get(String(id)) ?? { id, weight: 0, times: 0 };
+    found.set(String(id), Object.assign(row, { weight: row.weight + weight, times: row.times + 1 }));
+  }
+  return [...found.values()].filter((row) => row.weight >= 0.01).sort((one, other) => other.weight - one.weight);
+}
+
+function runs(ids) { // [id, times in a row]
+  const out = [];
+  for (const id of ids) {
+    if (out.length && String(out.at(-1)[0]) === String(id)) out.at(-1)[1] += 1;
+    else out.push([id, 1]);
+  }
+  return out;
 }
 
 function nothingKnown(user, skipped, source) {
