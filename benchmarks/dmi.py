@@ -71,6 +71,15 @@ PARTS: dict[str, dict[str, Any]] = {
             {"guidance": "users", "neighbours": 50, "memory": 4096, "denoiser": {"guide_start": 4.0}}
         ),
         "contrast": _dmi({"contrast_weight": 0.1}),
+        "contrast, drawn hard": _dmi(
+            {
+                "contrast_weight": 0.1,
+                "guidance": "users",
+                "neighbours": 50,
+                "memory": 4096,
+                "denoiser": {"guide_start": 4.0},
+            }
+        ),
         "no pruning": _dmi({"denoiser": {"prune": {"rule": "none"}}}),
         "no cross-attention": _dmi({"denoiser": {"cross_attention": False}}),
         "no cross-attention, no guidance": _dmi({"guidance": "history", "denoiser": {"cross_attention": False}}),
