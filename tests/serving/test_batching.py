@@ -59,7 +59,7 @@ def later(seconds: float = 10.0) -> float:
 
 def test_requests_that_wait_are_answered_together_in_order_on_one_thread() -> None:
     async def run(batcher: Batcher, engine: Any) -> list[Any]:
-        return await asyncio.gather(*(batcher.ask(engine, "recommend", [n], later()) for n in range(8)))
+        return list(await asyncio.gather(*(batcher.ask(engine, "recommend", [n], later()) for n in range(8))))
 
     engine = Slow(0.01)
     assert story(run, engine) == [[n * 2] for n in range(8)]
@@ -94,7 +94,7 @@ def test_a_long_call_is_split_and_lets_others_in_between() -> None:
 
 
 def test_questions_and_engines_are_not_mixed() -> None:
-    other = Slow()
+    other: Any = Slow()
 
     async def run(batcher: Batcher, engine: Any) -> None:
         ask = batcher.ask
@@ -153,9 +153,9 @@ def test_work_past_its_deadline_is_dropped_not_done() -> None:
 
 def test_one_request_that_breaks_its_batch_breaks_alone() -> None:
     async def run(batcher: Batcher, engine: Any) -> list[Any]:
-        asks = [[1], ["bad"], [13], [2]]
+        asks: list[list[Any]] = [[1], ["bad"], [13], [2]]
         calls = (batcher.ask(engine, "recommend", ask, later()) for ask in asks)
-        return await asyncio.gather(*calls, return_exceptions=True)
+        return list(await asyncio.gather(*calls, return_exceptions=True))
 
     first, bad, odd, last = story(run, Slow())
     assert (first, last) == ([2], [4])
@@ -176,6 +176,6 @@ def test_stopping_answers_what_waits() -> None:
         tasks = [asyncio.create_task(batcher.ask(engine, "recommend", [n], later())) for n in range(8)]
         await asyncio.sleep(0)
         await batcher.stop()
-        return await asyncio.gather(*tasks)
+        return list(await asyncio.gather(*tasks))
 
     assert story(run, Slow(0.01)) == [[n * 2] for n in range(8)]

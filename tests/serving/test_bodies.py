@@ -84,7 +84,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(make_client: Callable[..., 
 
 
 def test_only_plain_json_is_taken(client: Client) -> None:
-    for headers in ({"content_type": "text/plain"}, {"content_type": ""}, {"content_encoding": "gzip"}):
+    odd: list[dict[str, Any]] = [{"content_type": "text/plain"}, {"content_type": ""}, {"content_encoding": "gzip"}]
+    for headers in odd:
         assert client.post("/recommend", {}, **headers).status_code == 415
     assert client.post("/recommend", {}, content_type="Application/JSON; charset=utf-8").status_code == 200
 

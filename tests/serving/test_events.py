@@ -93,7 +93,12 @@ def test_calls_that_wait_share_a_commit_and_none_is_lost(tmp_path: Path) -> None
     log = EventLog(tmp_path / "events.sqlite")
     commits: list[int] = []
     append = log.append
-    log.append = lambda calls: (commits.append(len(calls)), append(calls))[1]  # type: ignore[method-assign]
+
+    def counted(calls: Any) -> Any:
+        commits.append(len(calls))
+        return append(calls)
+
+    log.append = counted  # type: ignore[method-assign]
     writer = EventWriter(log, group=40)
 
     async def story() -> list[Any]:

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ EVENT = {"events": [{"user_id": 1, "item_id": "item-1"}]}
 
 def test_each_key_opens_its_own_doors(make_client: Callable[..., Client]) -> None:
     client = make_client(keys=RING)
-    doors = (("/recommend", {}), ("/events", EVENT), ("/reload", {"artifact": "/nowhere"}))
+    doors: tuple[tuple[str, Any], ...] = (("/recommend", {}), ("/events", EVENT), ("/reload", {"artifact": "/nowhere"}))
     expected = {
         None: [401, 401, 401],
         "wrong-key-0123456789": [401, 401, 401],
@@ -38,7 +39,7 @@ def test_each_key_opens_its_own_doors(make_client: Callable[..., Client]) -> Non
         OPERATOR: [200, 200, 422],
     }
     for key, codes in expected.items():
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        headers: dict[str, Any] = {} if key is None else {"authorization": f"Bearer {key}"}
         assert [client.post(path, body, **headers).status_code for path, body in doors] == codes, key
     assert client.post("/recommend", {}, x_api_key=SHOP).status_code == 200
     assert client.get("/metrics").status_code == 401

@@ -73,7 +73,16 @@ def test_told_to_stop_it_answers_what_it_took_on(artifact: Path, tmp_path: Path)
     """Behind TLS and with keys of the environment, on all addresses, as a server stands in the world."""
     cert, key = certificate(tmp_path)
     keys = "keys: [{name: shop, key: a-key-of-the-environment, scopes: [read, events]}]"
-    flags = ["--tls-cert", cert, "--tls-key", key, "--events", tmp_path / "e.sqlite", "--host", "0.0.0.0"]
+    flags: list[str | Path] = [
+        "--tls-cert",
+        cert,
+        "--tls-key",
+        key,
+        "--events",
+        tmp_path / "e.sqlite",
+        "--host",
+        "0.0.0.0",
+    ]
     # A batch waits 3 s for company, so that all requests are in flight when the signal comes.
     with serving(
         artifact, *flags, "--set", "batch_wait_ms=3000", "--set", "deadline_ms=30000", GEMIREC_API_KEYS=keys

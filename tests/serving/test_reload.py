@@ -17,7 +17,7 @@ from gemirec.recommender import Recommender
 from gemirec.serving.recommender_engine import RecommenderEngine
 from support_serving import Client
 
-ASK = {"history": ["item-1", "item-8"], "k": 5}
+ASK: dict[str, Any] = {"history": ["item-1", "item-8"], "k": 5}
 
 
 def test_no_request_fails_while_artifacts_roll(client: Client, artifact: Path, other_artifact: Path) -> None:

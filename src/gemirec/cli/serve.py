@@ -79,9 +79,19 @@ def serve(
 
     limits = from_dict(ServeConfig, layered(config, overrides), where="the server's configuration")
     second = None if split is None else Split(artifact=split, share=share, salt=salt)
-    listen = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
-    parts = {"artifact": artifact, "index": index, "redis_url": redis_url, "split": second, "compare": compare}
-    plan = ServePlan(**parts, events=events, keys=keys, **listen)
+    plan = ServePlan(
+        artifact=artifact,
+        index=index,
+        redis_url=redis_url,
+        split=second,
+        compare=compare,
+        events=events,
+        keys=keys,
+        host=host,
+        port=port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+    )
 
     def say(facts: dict[str, object]) -> None:
         line = f"{facts['version']} at {facts['url']}, described at {facts['url']}/openapi.json\n{facts['access']}"

@@ -190,7 +190,7 @@ class App:
             found = method()
         else:
             deadline = asyncio.get_running_loop().time() + self._deadline(scope)
-            asked = [] if route.query is None else [http.decoded_query(route.query, scope)]
+            asked: list[Any] = [] if route.query is None else [http.decoded_query(route.query, scope)]
             if route.body is not None:
                 raw = await http.read_body(scope, receive, self.config.max_body, self.config.body_timeout_s)
                 asked = [http.decoded(self._decoders[route.name], raw), *asked]

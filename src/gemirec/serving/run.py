@@ -100,8 +100,9 @@ def build_app(plan: ServePlan, config: ServeConfig, keys: Keyring | None) -> App
 
     def load(path: Path, after: int | None) -> Engine:
         index = plan.index if path == plan.artifact else None  # it is an index of that artifact's items
-        settings = {"index": index, "redis_url": plan.redis_url, "after": after}
-        return RecommenderEngine.load(path, events=events, metrics=metrics, **settings)
+        return RecommenderEngine.load(
+            path, events=events, metrics=metrics, after=after, index=index, redis_url=plan.redis_url
+        )
 
     experiment = None
     if plan.split is not None:
