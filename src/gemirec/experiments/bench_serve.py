@@ -20,6 +20,7 @@ from gemirec.config import Config
 from gemirec.data.sources import read_table
 from gemirec.errors import ConfigError, DataError, StorageError
 from gemirec.experiments.load import Load, Target, arrivals, highest_rate, run_clocked, run_load
+from gemirec.recommender.release import ReleaseFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,9 +58,9 @@ def bench_serve(
     """Put load on ``POST /recommend`` and return what became of it.
 
     Args:
-        target: URL of a server, or an artifact: a server of its own is then started and stopped.
+        target: URL of a server; or an artifact or folder of releases, for which a server is started and stopped.
         config: The load.
-        users: Artifact or table with ``user_id``, whose users ask; ``None`` takes those of ``target``.
+        users: Artifact, releases or table with ``user_id``, whose users ask; ``None`` takes those of ``target``.
         key: API key.
 
     Returns:
@@ -101,13 +102,15 @@ def user_bodies(source: Path, k: int, seed: int) -> Sequence[bytes]:
     """Return requests of users drawn at random.
 
     Args:
-        source: An artifact that keeps histories, or a table with ``user_id``.
+        source: An artifact that keeps histories, a folder of releases, or a table with ``user_id``.
         k: Items asked for.
         seed: Of the draw.
 
     Raises:
         DataError: There are no users.
     """
+    if (source / "current.json").is_file():
+        source = source / "releases" / ReleaseFolder(source).current / "artifact"
     path = source / "histories.parquet" if source.is_dir() else source
     if not path.is_file():
         fix = "give an artifact that keeps histories, or --users with a table that has user_id"
