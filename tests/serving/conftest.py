@@ -12,6 +12,7 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("httpx")
 
 from gemirec.recommender import Recommender
+from support_models import TINY
 from support_serving import Client
 
 if TYPE_CHECKING:
@@ -50,7 +51,21 @@ def make_client(artifact: Path, tmp_path: Path) -> Callable[..., Client]:
     return make
 
 
+@pytest.fixture(scope="session")
+def reading(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    """One server for the tests that change nothing of it."""
+    return Client(artifact, tmp_path_factory.mktemp("reading") / "events.sqlite")
+
+
 @pytest.fixture
 def client(make_client: Callable[..., Client]) -> Client:
     """A server with its defaults and no keys."""
     return make_client()
+
+
+@pytest.fixture(scope="session")
+def dictionary_artifact(planted: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GemiRec on the same data: two levels of 6 and 3 codes, 3 interests."""
+    overrides = {"model": TINY["gemirec"], "training": {"steps": 60, "eval_every": 0}}
+    recommender = Recommender.fit(planted, model="gemirec", overrides=overrides)
+    return recommender.save_pretrained(tmp_path_factory.mktemp("dictionary") / "artifact")

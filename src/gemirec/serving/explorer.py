@@ -110,7 +110,7 @@ class Explorer:
         if text:
             begins = pl.col("user").str.starts_with(text)
             near = ids.to_frame().filter(pl.col("user").str.contains(text, literal=True) & (pl.col("user") != text))
-            found += near.sort(~begins.head(near.height), maintain_order=True)["user"].head(asked.count - 1).to_list()
+            found += near.sort(~begins.head(near.height), maintain_order=True)["user"].head(asked.count).to_list()
         histories = self._users.read([UserRequest(user_id=user) for user in found])
         users = []
         for user, start, end in zip(found, histories.offset_B1[:-1], histories.offset_B1[1:], strict=True):
@@ -118,7 +118,7 @@ class Explorer:
             if end > start:
                 history = [self._users.item_ids[index - 1] for index in last]
                 users.append(ask.UserFound(user_id=user, events=int(end - start), history=history))
-        return ask.UsersAnswer(users=users, total=len(ids), version=self._version)
+        return ask.UsersAnswer(users=users[: asked.count], total=len(ids), version=self._version)
 
     def _dictionary(self, asked: ask.DictionaryQuery) -> ask.DictionaryAnswer:
         """Return one level of the tree below a path."""

@@ -155,7 +155,7 @@ function saySettings() {
   $("k-says").textContent = String(k);
   $("most-says").textContent = most === Infinity ? `all${$("most").disabled ? "" : ` ${$("most").max}`}` : String(most);
   const own = panels.filter((panel) => panel.facts.categories && panel.range)
-    .map((panel) => (diversity * panel.range).toPrecision(2));
+    .map((panel) => panel.lambdaAt(diversity).toPrecision(2));
   $("lambda-says").textContent = diversity ? own.join(" and ") || `${Math.round(100 * diversity)} %` : "0";
   for (const id of ["k", "most", "lambda"]) $(id).setAttribute("aria-valuetext", $(`${id}-says`).textContent);
 }

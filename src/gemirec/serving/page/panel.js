@@ -92,6 +92,10 @@ export class Panel {
     }
   }
 
+  lambdaAt(part) { // squared: most of what can be seen happens at its low end
+    return part ** 2 * this.range;
+  }
+
   get count() {
     return this.why?.interests.length ?? 0;
   }
@@ -114,7 +118,7 @@ export class Panel {
     this.asked = new AbortController();
     const { signal } = this.asked;
     this.busy(true);
-    const lambda = this.facts.categories ? diversity * this.range : 0;
+    const lambda = this.facts.categories ? this.lambdaAt(diversity) : 0;
     const body = { ...this.whom, k, per_interest: 1 };
     if (lambda > 0) body.lambda = lambda;
     if (most < this.count) body.max_interests = most;
@@ -167,10 +171,7 @@ export class Panel {
   card(each) {
     const label = each.interest + 1;
     const id = `${this.root.getAttribute("aria-labelledby")}-${label}`;
-    const codes = this.codes.get(each.interest);
-    const path = codes && el("button", { type: "button", class: "path", "aria-label":
-      `Dictionary path ${codes.join(", ")}: open it in the dictionary` }, "code ", el("code", {}, codes.join(" › ")));
-    path?.addEventListener("click", () => this.openCode(this.facts, codes));
+    const path = this.path(each.interest);
     const share = el("div", { class: "share" }, el("span", {}, `${percent(each.history_share)} of the history`),
       el("span", { class: "bar", "aria-hidden": "true" }));
     share.lastChild.style.setProperty("--share", each.history_share);
@@ -184,7 +185,7 @@ export class Panel {
     return el("article", { class: `box card ${colourOf(each.interest)}`, "aria-labelledby": id,
       "data-interest": each.interest },
     el("div", { class: "head" }, el("span", { class: "disc", "aria-hidden": "true" }, String(label)),
-      el("h4", { id }, `Interest ${label}`), path ?? null),
+      el("h4", { id }, `Interest ${label}`), path),
     share,
     words.length ? el("ul", { class: "words", "aria-label": "About" }, ...words) : null,
     el("h5", { title: `Weights: ${from}` }, "The history behind it"),
@@ -192,11 +193,21 @@ export class Panel {
     el("h5", {}, "Its top items"), el("ol", { class: "items brings" }, ...brings));
   }
 
+  path(interest) { // its place in the dictionary, if the model has one
+    const codes = this.codes.get(interest);
+    if (!codes) return null;
+    if (codes[0] < 0) return el("small", { class: "path" }, "the user's own vector, no code");
+    const open = el("button", { type: "button", class: "path",
+      "aria-label": `Dictionary path ${codes.join(", ")}: open it in the dictionary` }, "code ", el("code", {}, codes.join(" › ")));
+    open.addEventListener("click", () => this.openCode(this.facts, codes));
+    return open;
+  }
+
   row(id, interest, note) {
     const facts = this.of(id);
     const own = interest === undefined || interest === null ? "" : colourOf(interest);
     const row = el("li", { class: own, "data-id": String(id) },
-      el("span", { class: "what" }, nameOf(facts)), note ? el("small", {}, note) : null);
+      el("span", { class: "what" }, nameOf(facts)), " ", note ? el("small", {}, note) : null);
     row.addEventListener("pointerenter", () => this.map.show(id));
     row.addEventListener("pointerleave", () => this.map.point(null));
     return row;
@@ -206,7 +217,7 @@ export class Panel {
     this.say(".list h3", plural(items.length, "item"));
     const used = [...this.used].map((each) => each + 1).join(", ");
     const how = [`interest${this.used.size === 1 ? "" : "s"} ${used}`];
-    how.push(this.facts.categories ? `λ ${this.lambda.toPrecision(2)}` : "no λ: the data had no categories");
+    how.push(this.facts.categories ? `λ ${this.lambda ? this.lambda.toPrecision(2) : 0}` : "no λ: the data had no categories");
     const none = { popularity: "The most popular items: nothing is known of this user.", none: "No items." };
     this.say(".list-says", source === "model" ? `From ${how.join("; ")}.` : none[source]);
     this.root.querySelector(".list ol").replaceChildren(...items.map((item) => {
