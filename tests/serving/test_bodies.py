@@ -36,9 +36,9 @@ BAD: list[tuple[bytes, int]] = [
 
 
 @pytest.mark.parametrize(("body", "status"), BAD)
-def test_a_body_that_cannot_be_read_is_refused_in_three_parts(client: Client, body: bytes, status: int) -> None:
+def test_a_body_that_cannot_be_read_is_refused_in_three_parts(reading: Client, body: bytes, status: int) -> None:
     for path in ("/recommend", "/events", "/reload"):
-        answer = client.post(path, content=body)
+        answer = reading.post(path, content=body)
         assert answer.status_code in {400, 422}
         if path == "/recommend":
             assert answer.status_code == status
@@ -76,21 +76,25 @@ def test_a_body_that_does_not_come_is_not_waited_for(make_client: Callable[..., 
             sent.append(message)
 
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        await client.app({"type": "http", "method": "POST", "path": "/recommend", "headers": headers}, receive, send)
+        await client.app(
+            {"type": "http", "method": "POST", "path": "/recommend", "query_string": b"", "headers": headers},
+            receive,
+            send,
+        )
 
     asyncio.run(story())
     assert sent[0]["status"] == 408
     assert "time" in json.loads(sent[1]["body"])["error"]
 
 
-def test_only_plain_json_is_taken(client: Client) -> None:
+def test_only_plain_json_is_taken(reading: Client) -> None:
     odd: list[dict[str, Any]] = [{"content_type": "text/plain"}, {"content_type": ""}, {"content_encoding": "gzip"}]
     for headers in odd:
-        assert client.post("/recommend", {}, **headers).status_code == 415
-    assert client.post("/recommend", {}, content_type="Application/JSON; charset=utf-8").status_code == 200
+        assert reading.post("/recommend", {}, **headers).status_code == 415
+    assert reading.post("/recommend", {}, content_type="Application/JSON; charset=utf-8").status_code == 200
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-3", "nan", ""])
-def test_a_deadline_is_a_number_above_0(client: Client, value: str) -> None:
-    assert client.post("/recommend", {}, x_deadline_ms=value).status_code == 400
-    assert client.post("/recommend", {}, x_deadline_ms="inf").status_code == 200
+def test_a_deadline_is_a_number_above_0(reading: Client, value: str) -> None:
+    assert reading.post("/recommend", {}, x_deadline_ms=value).status_code == 400
+    assert reading.post("/recommend", {}, x_deadline_ms="inf").status_code == 200

@@ -41,14 +41,14 @@ def places(answer: dict[str, Any]) -> list[tuple[Any, ...]]:
     ],
 )
 def test_the_library_and_the_server_give_the_same_list(
-    client: Client, recommender: Recommender, ask: dict[str, Any], library: dict[str, Any]
+    reading: Client, recommender: Recommender, ask: dict[str, Any], library: dict[str, Any]
 ) -> None:
     whom: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"history": HISTORY}, {"histories": [HISTORY]}),
         ({"user_id": "user-17"}, {"users": ["user-17"]}),
     ]
     for asked, named in whom:
-        answer = client.post("/recommend", {**asked, **ask}).json()
+        answer = reading.post("/recommend", {**asked, **ask}).json()
         expected = recommender.recommend(**named, **library)
         assert places(answer) == rows(expected)
         found = [item["score"] for item in answer["items"]]
@@ -56,7 +56,7 @@ def test_the_library_and_the_server_give_the_same_list(
         assert answer["source"] == "model"
 
 
-def test_users_in_a_batch_get_what_each_gets_alone(client: Client, recommender: Recommender) -> None:
+def test_users_in_a_batch_get_what_each_gets_alone(reading: Client, recommender: Recommender) -> None:
     asks: list[dict[str, Any]] = [
         {"user_id": "user-3", "k": 4},
         {"history": ["item-9", "no-such"], "k": 300, "exclude_seen": False},
@@ -66,8 +66,8 @@ def test_users_in_a_batch_get_what_each_gets_alone(client: Client, recommender: 
         {"history": HISTORY, "per_interest": 3, "quota": "equal"},
         {"user_id": "user-11", "max_interests": 1},
     ]
-    together = client.post("/recommend:batch", {"requests": asks * 9}).json()["answers"]
-    alone = [client.post("/recommend", ask).json() for ask in asks]
+    together = reading.post("/recommend:batch", {"requests": asks * 9}).json()["answers"]
+    alone = [reading.post("/recommend", ask).json() for ask in asks]
     for number, answer in enumerate(together):
         expected = alone[number % len(asks)]
         assert places(answer) == places(expected)
@@ -87,29 +87,29 @@ def test_a_user_of_whom_nothing_is_known_gets_the_fallback(client: Client, recom
     assert client.counted('gemirec_answers_total{source="popularity"}') == 5
 
 
-def test_each_interest_s_own_list_leads_to_the_merged_one(client: Client) -> None:
-    answer = client.post("/recommend", {"history": HISTORY, "k": 8, "per_interest": 8}).json()
+def test_each_interest_s_own_list_leads_to_the_merged_one(reading: Client) -> None:
+    answer = reading.post("/recommend", {"history": HISTORY, "k": 8, "per_interest": 8}).json()
     own = {interest["interest"]: interest["items"] for interest in answer["interests"]}
     for item in answer["items"]:
         there = own[item["interest"]][item["interest_rank"] - 1]
         assert (there["item_id"], there["score"]) == (item["item_id"], item["score"])
-    fewer = client.post("/recommend", {"history": HISTORY, "k": 8, "max_interests": 1, "per_interest": 8}).json()
+    fewer = reading.post("/recommend", {"history": HISTORY, "k": 8, "max_interests": 1, "per_interest": 8}).json()
     assert len(fewer["interests"]) == 1
     assert [item["item_id"] for item in fewer["items"]] == [item["item_id"] for item in fewer["interests"][0]["items"]]
 
 
-def test_interests_explanations_and_neighbours_are_the_library_s(client: Client, recommender: Recommender) -> None:
-    found = client.post("/interests", {"user_id": "user-5", "items": 4, "vectors": True}).json()["interests"]
+def test_interests_explanations_and_neighbours_are_the_library_s(reading: Client, recommender: Recommender) -> None:
+    found = reading.post("/interests", {"user_id": "user-5", "items": 4, "vectors": True}).json()["interests"]
     expected = recommender.interests(users=["user-5"], items=4)
     assert [[item["item_id"] for item in interest["items"]] for interest in found] == expected["items"].to_list()
     for interest, vector in zip(found, expected["vector"].to_list(), strict=True):
         assert interest["vector"] == pytest.approx(vector, rel=1e-5, abs=1e-6)
-    why = client.post("/explain", {"user_id": "user-5", "items": 6}).json()["interests"]
+    why = reading.post("/explain", {"user_id": "user-5", "items": 6}).json()["interests"]
     table = recommender.explain(users=["user-5"], items=6).to_dicts()
     assert [row["items"] for row in why] == [row["items"] for row in table]
     assert [[item["item_id"] for item in row["history"]] for row in why] == [row["history"] for row in table]
     assert sum(row["history_share"] for row in why) == pytest.approx(1)
-    near = client.post("/similar", {"item_ids": ["item-3", "none", "item-3", 4], "k": 3}).json()
+    near = reading.post("/similar", {"item_ids": ["item-3", "none", "item-3", 4], "k": 3}).json()
     similar = recommender.similar_items(["item-3"], k=3)
     assert near["unknown"] == ["none", 4]
     assert [[item["item_id"] for item in each["items"]] for each in near["similar"]] == [
@@ -117,9 +117,9 @@ def test_interests_explanations_and_neighbours_are_the_library_s(client: Client,
     ]
 
 
-def test_nothing_is_known_and_nothing_is_said_of_it(client: Client) -> None:
+def test_nothing_is_known_and_nothing_is_said_of_it(reading: Client) -> None:
     for path in ("/interests", "/explain"):
-        answer = client.post(path, {"user_id": "nobody"}).json()
+        answer = reading.post(path, {"user_id": "nobody"}).json()
         assert (answer["interests"], answer["source"]) == ([], "popularity")
 
 
@@ -149,15 +149,15 @@ WRONG: list[tuple[str, Any, int, str]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "status", "names"), WRONG)
-def test_what_is_wrong_is_said_in_three_parts(client: Client, path: str, body: Any, status: int, names: str) -> None:
-    answer = client.post(path, body)
+def test_what_is_wrong_is_said_in_three_parts(reading: Client, path: str, body: Any, status: int, names: str) -> None:
+    answer = reading.post(path, body)
     assert answer.status_code == status
     said = msgspec.json.decode(answer.content, type=wire.ErrorBody)
     assert all([said.error, said.fix])
     assert names in said.got
 
 
-def test_one_wrong_request_does_not_touch_its_neighbours(client: Client) -> None:
+def test_one_wrong_request_does_not_touch_its_neighbours(reading: Client) -> None:
     async def story(http: Any) -> list[int]:
         import asyncio
 
@@ -169,21 +169,21 @@ def test_one_wrong_request_does_not_touch_its_neighbours(client: Client) -> None
         answers = await asyncio.gather(*(http.post("/recommend", json=body) for body in bodies * 5))
         return [answer.status_code for answer in answers]
 
-    assert client.run(story) == [200, 422, 422] * 5
+    assert reading.run(story) == [200, 422, 422] * 5
 
 
-def test_paths_and_methods(client: Client) -> None:
-    assert client.get("/nowhere").status_code == 404
-    refused = client.get("/recommend")
+def test_paths_and_methods(reading: Client) -> None:
+    assert reading.get("/nowhere").status_code == 404
+    refused = reading.get("/recommend")
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
-    assert client.post("/healthz", {}).headers["allow"] == "GET, HEAD"
-    assert client.run(lambda http: http.head("/healthz")).status_code == 200
+    assert reading.post("/healthz", {}).headers["allow"] == "GET, HEAD"
+    assert reading.run(lambda http: http.head("/healthz")).status_code == 200
     for path, status in (("/healthz", "alive"), ("/readyz", "ready")):
-        assert client.get(path).json() == {"status": status, "version": client.app.version}
+        assert reading.get(path).json() == {"status": status, "version": reading.app.version}
 
 
-def test_the_description_s_examples_are_true(client: Client) -> None:
-    described = client.get("/openapi.json").json()
+def test_the_description_s_examples_are_true(reading: Client) -> None:
+    described = reading.get("/openapi.json").json()
     assert {(route.method.lower(), route.path) for route in ROUTES} == {
         (method, path) for path, methods in described["paths"].items() for method in methods
     }

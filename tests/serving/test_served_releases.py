@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gemirec.data.dataset import Dataset
-from gemirec.errors import ArtifactError, ConfigError
+from gemirec.errors import ArtifactError, ConfigError, RetrievalError
 from gemirec.models.gemirec import GemiRec
 from gemirec.recommender import Recommender
 from gemirec.recommender.artifact import new_artifact_info
@@ -153,11 +153,33 @@ def test_an_index_is_searched_and_of_this_model(
     index.version = version
     saved = index.save(tmp_path / "index")
     client = make_client(index=saved)
-    listed = client.post("/recommend", {"history": ["item-1"], "k": 100}).json()["items"]
-    assert {item["item_id"] for item in listed} == {f"item-{number}" for number in range(2, 50)}
+    items = client.post("/recommend", {"history": ["item-1"], "k": 100}).json()["items"]
+    assert {item["item_id"] for item in items} == {f"item-{number}" for number in range(2, 50)}
     assert client.app.version != make_client().app.version
     with pytest.raises(ArtifactError, match="index is of another model"):
         RecommenderEngine.load(other_artifact, events=None, metrics=Metrics(), index=saved)
+
+
+def test_an_index_that_is_away_leaves_the_fallback(
+    make_client: Callable[..., Client], recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_client()
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise RetrievalError("the index does not answer", got="nothing", fix="wait")
+
+    popular = recommender.recommend(histories=[[]])["item_id"].to_list()
+    with monkeypatch.context() as patched:
+        patched.setattr(ExactIndex, "search", away)
+        answer = client.post("/recommend", {"user_id": "user-3"})
+        assert (listed(answer), answer.json()["source"]) == (popular, "popularity")
+        assert client.post("/interests", {"user_id": "user-3"}).status_code == 503
+        assert client.counted("gemirec_index_trouble_total") == 2
+    back = client.post("/recommend", {"user_id": "user-3"})
+    assert (listed(back), back.json()["source"]) == (
+        recommender.recommend(users=["user-3"])["item_id"].to_list(),
+        "model",
+    )
 
 
 def test_a_release_is_refused_whole(

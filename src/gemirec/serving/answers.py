@@ -41,10 +41,9 @@ class AnswerWriter:
 
     def about(self, batch: Batch, row: int) -> dict[str, Any]:
         """Return what every answer about a user says."""
-        known = bool(batch.asked.known_B[row])
         return {
             "user_id": batch.requests[row].user_id,
-            "source": "model" if known else self._fallback,
+            "source": "model" if batch.from_model(row) else self._fallback,
             "cache": batch.cache[row],
             "skipped": int(batch.asked.skipped_B[row]),
             "version": self._version,

@@ -6,13 +6,13 @@ Axes: B users of a batch, K interests, R places of a list, G users of a part of 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from gemirec.errors import GemirecError
+from gemirec.errors import GemirecError, RetrievalError
 from gemirec.models.base import Interests
 from gemirec.retrieval.retrieve import retrieve_lists
 
@@ -46,6 +46,7 @@ class Batch:
         known: Places of those with a known item.
         found: Their interests, in the order of ``known``; ``None`` if there are none.
         cache: Outcome of the interest cache for each request.
+        fallen: Places of those that get the fallback because the index is away.
     """
 
     requests: Sequence[Any]
@@ -53,6 +54,11 @@ class Batch:
     known: list[int]
     found: Interests | None
     cache: list[str]
+    fallen: set[int] = field(default_factory=set)
+
+    def from_model(self, row: int) -> bool:
+        """Return whether the model answers this request, not the fallback."""
+        return bool(self.asked.known_B[row]) and row not in self.fallen
 
     def first_interests(self) -> Batch:
         """Return the batch with all but each user's weightiest interests masked, where a request asks for few."""
@@ -72,7 +78,7 @@ class Part:
         found: Their interests.
         id_GKR: ``[G, K, R]`` items of each interest's own list, -1 where missing.
         score_GKR: ``[G, K, R]`` their scores.
-        unknown: Places in the batch of the users of whom no item is known.
+        unknown: Places in the batch of the users who get the fallback.
         allow_ids: The only items that may be returned, or ``None``.
     """
 
@@ -115,13 +121,14 @@ class BatchSearch:
             cache[row] = outcome
         return Batch(requests, asked, known, found, cache)
 
-    def parts(self, batch: Batch, places: list[int], out: Answers) -> Iterator[Part]:
+    def parts(self, batch: Batch, places: list[int], out: Answers, *, fall_back: bool = False) -> Iterator[Part]:
         """Yield the parts of a batch, searched; requests with an allow-list that cannot be used get their error.
 
         Args:
             batch: The batch.
             places: Length of each request's lists.
             out: Where errors go.
+            fall_back: What an index that is away means: the fallback for its users, or an error.
         """
         requests: Sequence[ListsRequest] = batch.requests
         keys = ((_hashable(ask.allow), _length_class(most)) for ask, most in zip(requests, places, strict=True))
@@ -135,14 +142,22 @@ class BatchSearch:
             known = np.intersect1d(rows, batch.known).astype(np.int64)
             unknown = np.setdiff1d(rows, known).tolist()
             if not len(known):
-                nothing = torch.empty(0, 1, 1)
-                none = Interests(nothing, torch.empty(0, 1, dtype=torch.bool))
-                yield Part([], none, nothing.long(), nothing, unknown, allow_ids)
+                yield _nobody(unknown, allow_ids)
                 continue
             found = take(batch.found, np.searchsorted(batch.known, known))
             most = min(max(places[row] for row in rows), len(self._catalog))
-            lists = self._lists(batch, found, known.tolist(), allow_ids, most)
-            yield Part(known.tolist(), found, *lists, unknown, allow_ids)
+            try:
+                lists = self._lists(batch, found, known.tolist(), allow_ids, most)
+            except RetrievalError as error:
+                self._metrics.index_trouble()
+                if not fall_back:
+                    for row in rows:
+                        out[row] = error
+                    continue
+                batch.fallen.update(known.tolist())
+                yield _nobody(rows, allow_ids)
+            else:
+                yield Part(known.tolist(), found, *lists, unknown, allow_ids)
 
     def _lists(
         self, batch: Batch, found: Interests, rows: list[int], allow_ids: Tensor | None, most: int
@@ -209,6 +224,13 @@ def first_interests(found: Interests, most_B: list[int | None]) -> Interests:
     place_BK = order_BK.argsort(dim=1)
     most_B1 = torch.tensor([count if most is None else most for most in most_B])[:, None]
     return Interests(found.vector_BKD, found.mask_BK & (place_BK < most_B1), found.weight_BK, found.code_BKC)
+
+
+def _nobody(unknown: list[int], allow_ids: Tensor | None) -> Part:
+    """Return a part without anybody to search for."""
+    nothing = torch.empty(0, 1, 1)
+    none = Interests(nothing, torch.empty(0, 1, dtype=torch.bool))
+    return Part([], none, nothing.long(), nothing, unknown, allow_ids)
 
 
 def _length_class(places: int) -> int:

@@ -14,7 +14,15 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from gemirec.errors import ArtifactError, ConfigError, DataError, GemirecError, MissingExtraError, StorageError
+from gemirec.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    GemirecError,
+    MissingExtraError,
+    RetrievalError,
+    StorageError,
+)
 from gemirec.serving.wire import ErrorBody
 
 Scope = MutableMapping[str, Any]
@@ -30,6 +38,7 @@ _STATUS: dict[type[GemirecError], int] = {
     ArtifactError: 422,
     MissingExtraError: 501,
     StorageError: 503,
+    RetrievalError: 503,
 }
 
 

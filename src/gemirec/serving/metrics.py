@@ -55,6 +55,9 @@ class Metrics:
             "gemirec_cache_trouble", "Calls that found the cache away, values that were damaged.", ["what"],
             registry=self.registry,
         )  # fmt: skip
+        self._index_trouble = Counter(
+            "gemirec_index_trouble", "Searches that found the index away.", registry=self.registry
+        )
         self._events = Counter("gemirec_events", "Events, by outcome.", ["outcome"], registry=self.registry)
         self._reloads = Counter("gemirec_reloads", "Reloads, by outcome.", ["outcome"], registry=self.registry)
         self.queue = Gauge("gemirec_queue_users", "Users that wait for the worker.", registry=self.registry)
@@ -115,6 +118,10 @@ class Metrics:
         """Count what went wrong with the cache and cost no more than the work of a miss."""
         if count:
             self._trouble.labels(what).inc(count)
+
+    def index_trouble(self) -> None:
+        """Count a search that found the index away."""
+        self._index_trouble.inc()
 
     def events(self, outcome: str, count: int) -> None:
         """Count events."""

@@ -48,6 +48,7 @@ class RecommenderEngine:
         self._version = opened.version
         self._metrics = metrics
         self._close = opened.close
+        self._fall_back = recommender.info.fallback != "none"
         self._catalog = recommender.catalog
         self._searcher = Searcher(recommender.model, recommender.catalog, recommender.cold, opened.index)
         self._source = InterestSource(self._searcher, opened.cached, metrics)
@@ -184,7 +185,7 @@ class RecommenderEngine:
         ]
         batch = self._batches.read(requests).first_interests()
         out: Answers = [None] * len(requests)
-        for part in self._batches.parts(batch, places, out):
+        for part in self._batches.parts(batch, places, out, fall_back=self._fall_back):
             for row in part.unknown:
                 how, about = hows[row], self._write.about(batch, row)
                 items = self._write.popular(counts[row], part.allow_ids)
