@@ -59,7 +59,8 @@ def write_graph(path: Path, graph: Graph, example: Case, *, dynamo: bool, opset:
     if dynamo:
         free = torch.export.Dim.DYNAMIC
         options = {"dynamic_shapes": {"inputs": tuple(dict.fromkeys(axes[name], free) for name in inputs)}}
-        options["verbose"] = False
+        # Its optimiser takes x + 1e-9 for x, and a zero vector becomes 0 / 0; ONNX Runtime optimises on loading anyway.
+        options |= {"verbose": False, "optimize": False}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet(), torch.no_grad():
         raw = Path(folder) / path.name
         torch.onnx.export(
