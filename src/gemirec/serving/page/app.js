@@ -130,7 +130,8 @@ async function show(whom, past, name) {
 // --- how ------------------------------------------------------------------------------------------------------------
 function settings() {
   const [k, most, diversity] = ["k", "most", "lambda"].map((id) => Number($(id).value));
-  return { k, most: $("most").disabled || most === Number($("most").max) ? Infinity : most, diversity: diversity / 100 };
+  const all = $("most").disabled || most === Number($("most").max);
+  return { k, most: all ? Infinity : most, diversity: diversity / 100 };
 }
 
 async function refresh() {
@@ -186,20 +187,24 @@ async function start() {
   const { artifacts } = await ask("artifacts");
   const [a] = artifacts;
   const name = (each) => `${each.variant} · ${each.model}`;
-  $("served").textContent = artifacts.map((each) =>
-    `${name(each)}${each.data ? ` on ${each.data}` : ""}`).join("  |  ") + `: ${plural(a.items, "item")}, ${plural(a.users, "user")}`;
-  const values = artifacts.length > 1 ? [["AB", "A and B side by side"], ...artifacts.map((each) => [each.variant, name(each)])]
-    : [["A", name(a)]];
+  $("served").textContent = artifacts.map((each) => `${name(each)}${each.data ? ` on ${each.data}` : ""}: `
+    + `${plural(each.items, "item")}, ${plural(each.users, "user")}`).join("  |  ");
+  const values = artifacts.map((each) => [each.variant, name(each)]);
+  if (artifacts.length > 1) values.unshift(["AB", "A and B side by side"]);
   $("shown").replaceChildren(...values.map(([value, text]) => el("option", { value }, text)));
   $("which").hidden = artifacts.length < 2;
   choosePanels(artifacts);
   $("shown").addEventListener("change", async () => {
-    const before = panels[0];
+    const { whom, past } = panels[0];
     choosePanels(artifacts);
-    if (before?.whom) await show(before.whom, before.past ?? [], before.whom.user_id ? `user ${before.whom.user_id}` : "this history");
+    if (whom) await show(whom, past ?? [], about[0].toLowerCase() + about.slice(1));
   });
   dictionary = new Dictionary($("dictionary"), (variant, test) => {
-    for (const panel of panels) panel.map.light(panel.facts.variant === variant ? test : null);
+    for (const panel of panels) {
+      const here = panel.facts.variant === variant;
+      panel.map.light(here ? test : null);
+      if (here && test) panel.map.canvas.scrollIntoView({ block: "nearest" });
+    }
   });
   const best = artifacts.find((each) => each.sizes.length) ?? a;
   $("dictionary").hidden = false;

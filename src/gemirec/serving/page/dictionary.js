@@ -44,7 +44,7 @@ export class Dictionary {
     list.append(...codes.slice(0, PAGE).map((code) => this.code(code, largest)));
     if (codes.length <= PAGE) return;
     const rest = codes.slice(PAGE);
-    const more = el("button", { type: "button" }, `${plural(rest.length, "further code")}`);
+    const more = el("button", { type: "button", class: "more" }, plural(rest.length, "further code"));
     const row = el("li", {}, more);
     more.addEventListener("click", () => {
       row.remove();
@@ -75,7 +75,9 @@ export class Dictionary {
     const show = el("button", { type: "button", class: "quiet" }, "On the map");
     show.addEventListener("click", () => {
       const on = show.getAttribute("aria-pressed") !== "true";
-      for (const other of this.list.querySelectorAll("[aria-pressed=true]")) other.setAttribute("aria-pressed", "false");
+      for (const other of this.list.querySelectorAll("[aria-pressed=true]")) {
+        other.setAttribute("aria-pressed", "false");
+      }
       show.setAttribute("aria-pressed", String(on));
       const within = (item) => code.path.every((part, level) => item?.codes?.[level] === part);
       this.light(this.variant, on ? within : null);
@@ -83,7 +85,8 @@ export class Dictionary {
     show.setAttribute("aria-pressed", "false");
     const names = code.top.map((item) => el("li", {}, nameOf(item), el("small", {}, ` ${item.category ?? ""}`)));
     const head = code.items > code.top.length ? `The ${code.top.length} with the most events:` : "Its items:";
-    return el("div", { class: "holds" }, el("p", { class: "hint" }, head, " ", show), el("ol", { class: "items" }, ...names));
+    return el("div", { class: "holds" }, el("p", { class: "hint" }, head, " ", show),
+      el("ol", { class: "items" }, ...names));
   }
 
   async open(facts, path) { // level by level, then to the code
@@ -111,7 +114,7 @@ export class Dictionary {
 
   turn(path) { // the code may stand on a later page
     for (;;) {
-      const more = [...this.list.querySelectorAll("li > button")].find((button) => button.textContent.includes("further"));
+      const more = this.list.querySelector("li > button.more");
       if (!more) return null;
       more.click();
       if (this.find(path)) return this.find(path);

@@ -84,7 +84,7 @@ export function showFault(box, fault) {
 export const colourOf = (interest) => `i${interest % 8}`;
 export const nameOf = (facts) => facts.title ?? String(facts.item_id);
 export const number = (value) => value.toLocaleString("en");
-export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`;
 export const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 
 export function debounced(call, wait) {

@@ -82,7 +82,8 @@ export class CatalogueMap {
 
   here(mark) {
     const unit = this.view.scale * this.half;
-    return [this.width / 2 + (mark.x - this.view.x) * unit, this.height / 2 - (mark.y - this.view.y) * unit];
+    const aside = mark.aside ?? 0;
+    return [this.width / 2 + (mark.x - this.view.x) * unit + aside, this.height / 2 - (mark.y - this.view.y) * unit];
   }
 
   there(px, py) {
@@ -197,10 +198,11 @@ export class CatalogueMap {
     for (const mark of this.marks.all) {
       const lit = this.lit?.(mark.item);
       pen.globalAlpha = lit ? 1 : this.lit ? 0.25 : 0.6;
-      pen.fillStyle = ink(lit ? "--accent" : "--dot");
+      pen.fillStyle = ink(lit ? "--text" : "--dot");
       disc(pen, ...this.here(mark), lit ? dot + 1.5 : dot);
     }
     pen.globalAlpha = 1;
+    this.spread();
     for (const layer of ["list", "history", "interest"]) {
       for (const mark of this.marks[layer]) this.mark(pen, layer, mark, ink);
     }
@@ -210,6 +212,15 @@ export class CatalogueMap {
       ring(pen, ...this.here(this.at), RANK[this.at.layer] === 3 ? 14 : 9);
     }
     this.canvas.dataset.marks = ["list", "history", "interest"].map((layer) => this.marks[layer].length).join(" ");
+  }
+
+  spread() { // interests in one place stand in a row, not on each other
+    const stand = [];
+    for (const mark of this.marks.interest) {
+      mark.aside = 0;
+      while (stand.some(([x, y]) => Math.hypot(x - this.here(mark)[0], y - this.here(mark)[1]) < 20)) mark.aside += 4;
+      stand.push(this.here(mark));
+    }
   }
 
   mark(pen, layer, mark, ink) {
@@ -250,7 +261,8 @@ export function place(facts, layer, colour, role) {
 }
 
 function bounds(values) {
-  return values.length ? values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [1e9, -1e9]) : [-1, 1];
+  if (!values.length) return [-1, 1];
+  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [1e9, -1e9]);
 }
 
 function disc(pen, x, y, radius) {

@@ -25,7 +25,7 @@ export class Panel {
     root.querySelector("canvas").setAttribute("aria-label", "Map of the catalogue. Arrow keys move it, plus and minus "
       + "zoom, 0 shows all, N and P go from mark to mark.");
     this.fault = root.querySelector(".fault");
-    this.map = new CatalogueMap(root.querySelector(".frame"), root.querySelector(".tools"), root.querySelector(".said"));
+    this.map = new CatalogueMap(...[".frame", ".tools", ".said"].map((part) => root.querySelector(part)));
     host.append(root);
     this.draw();
   }
@@ -42,7 +42,7 @@ export class Panel {
       this.map.set("all", items.map((item) => place(item, "all", null, plural(item.count, "event"))));
       const part = items.length < total ? `${number(items.length)} of ${number(total)} items, evenly from the most to `
         + "the least popular" : plural(total, "item");
-      const drawn = source === "export" ? "the map of gemirec export" : "the item vectors' first two principal components";
+      const drawn = source === "export" ? "the map of gemirec export" : "the item vectors' two principal components";
       this.say(".map-source", `${part}, by ${drawn}. An interest stands amid the items it brings. `
         + "Drag or arrow keys to move, N and P to go through the marks.");
     } catch (fault) {
@@ -59,12 +59,12 @@ export class Panel {
     for (let start = 0; start < missing.length; start += 2000) {
       const { items, unknown } = await this.ask("items", { item_ids: missing.slice(start, start + 2000) });
       for (const item of items) this.known.set(String(item.item_id), item);
-      for (const id of unknown) this.known.set(String(id), { item_id: id, title: null, category: null, x: null, y: null });
+      for (const id of unknown) this.known.set(String(id), nothingOf(id));
     }
   }
 
   of(id) {
-    return this.known.get(String(id)) ?? { item_id: id, title: null, category: null, x: null, y: null };
+    return this.known.get(String(id)) ?? nothingOf(id);
   }
 
   // Whom it is about; history is what is stored or given, oldest first.
@@ -161,7 +161,8 @@ export class Panel {
   showCards() {
     const { interests, source, skipped, user_id: user } = this.why;
     this.say(".cards-name", interests.length ? plural(interests.length, "interest") : "");
-    const lost = skipped ? ` ${plural(skipped, "item")} of the history ${skipped === 1 ? "is" : "are"} unknown to it.` : "";
+    const are = skipped === 1 ? "is" : "are";
+    const lost = skipped ? ` ${plural(skipped, "item")} of the history ${are} unknown to it.` : "";
     this.say(".summary", interests.length ? `${this.facts.version}.${lost}` : "");
     this.root.querySelector(".cards").replaceChildren(...interests.map((each) => this.card(each)));
     this.root.querySelector(".nothing").replaceChildren(
@@ -197,8 +198,9 @@ export class Panel {
     const codes = this.codes.get(interest);
     if (!codes) return null;
     if (codes[0] < 0) return el("small", { class: "path" }, "the user's own vector, no code");
-    const open = el("button", { type: "button", class: "path",
-      "aria-label": `Dictionary path ${codes.join(", ")}: open it in the dictionary` }, "code ", el("code", {}, codes.join(" › ")));
+    const says = `Dictionary path ${codes.join(", ")}: open it in the dictionary`;
+    const open = el("button", { type: "button", class: "path", "aria-label": says },
+      "code ", el("code", {}, codes.join(" › ")));
     open.addEventListener("click", () => this.openCode(this.facts, codes));
     return open;
   }
@@ -217,7 +219,8 @@ export class Panel {
     this.say(".list h3", plural(items.length, "item"));
     const used = [...this.used].map((each) => each + 1).join(", ");
     const how = [`interest${this.used.size === 1 ? "" : "s"} ${used}`];
-    how.push(this.facts.categories ? `λ ${this.lambda ? this.lambda.toPrecision(2) : 0}` : "no λ: the data had no categories");
+    const lambda = this.lambda ? this.lambda.toPrecision(2) : "0";
+    how.push(this.facts.categories ? `λ ${lambda}` : "no λ: the data had no categories");
     const none = { popularity: "The most popular items: nothing is known of this user.", none: "No items." };
     this.say(".list-says", source === "model" ? `From ${how.join("; ")}.` : none[source]);
     this.root.querySelector(".list ol").replaceChildren(...items.map((item) => {
@@ -254,6 +257,10 @@ export class Panel {
   markShared(others) { // items that the other artifact's list has, too
     for (const row of this.root.querySelectorAll(".list li")) row.classList.toggle("both", others.has(row.dataset.id));
   }
+}
+
+function nothingOf(id) { // an item of which nothing is known
+  return { item_id: id, title: null, category: null, x: null, y: null };
 }
 
 function together(history) { // an item that comes several times is one row
