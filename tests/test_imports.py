@@ -26,7 +26,7 @@ def test_every_help_loads_no_heavy_package() -> None:
 import contextlib, io, json, sys
 from gemirec.cli import app
 out = {{}}
-for verb in ([], *([c.callback.__name__] for c in app.registered_commands)):
+for verb in ([], *([(c.name or c.callback.__name__).replace("_", "-")] for c in app.registered_commands)):
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         app([*verb, "--help"])
@@ -34,7 +34,9 @@ for verb in ([], *([c.callback.__name__] for c in app.registered_commands)):
     out[" ".join(verb)] = [m for m in {HEAVY!r} if m in sys.modules]
 print(json.dumps(out))
 """
-    verbs = ("", *(command.callback.__name__ for command in app.registered_commands if command.callback))
+    commands = [command for command in app.registered_commands if command.callback]
+    names = [command.name or getattr(command.callback, "__name__", "") for command in commands]
+    verbs = ("", *(name.replace("_", "-") for name in names))
     assert fresh(code) == {verb: [] for verb in verbs}
 
 
