@@ -324,7 +324,9 @@ def refiner(planted: Dataset, **over: Any) -> DMI:
     torch.manual_seed(2)
     with torch.no_grad():
         model.denoiser.context_gate_D.fill_(0.5)
-        torch.nn.init.normal_(model.denoiser.network[2].weight, std=0.5)
+        weight = model.denoiser.network[2].weight
+        assert isinstance(weight, torch.Tensor)
+        torch.nn.init.normal_(weight, std=0.5)
     return model
 
 

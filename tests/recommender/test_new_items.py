@@ -19,6 +19,7 @@ from gemirec.data.simulator import SimulatorConfig, simulate
 from gemirec.errors import ArtifactError, ConfigError, DataError, GemirecError
 from gemirec.recommender import Recommender
 from gemirec.retrieval.cold_start import ColdItems
+from gemirec.retrieval.index import ExactIndex
 from support_cli import answer, gemirec
 
 SIMULATED = SimulatorConfig(num_users=1000, num_items=600, num_super_clusters=6, clusters_per_super=4, noise=0.05)
@@ -164,7 +165,9 @@ def test_an_untrained_item_of_the_log_counts_as_new(planted: Dataset, recommende
     assert wider.cold is not None
     assert wider.cold.index_C.tolist() == [9, 121]
     assert torch.equal(wider.cold.vector_CD[0], wider.cold.vector_CD[1])
-    assert torch.equal(wider._search.index._vector_ND[8], wider.cold.vector_CD[0])
+    index = wider._search.index
+    assert isinstance(index, ExactIndex)
+    assert torch.equal(index._vector_ND[8], wider.cold.vector_CD[0])
     again = wider.with_new_items(pl.DataFrame({"item_id": ["new-z", "new-a"], "category": ["c0", "c3"]}))
     assert again.cold is not None
     assert again.cold.index_C.tolist() == [9, 121, 122]

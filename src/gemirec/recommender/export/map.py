@@ -85,7 +85,7 @@ def place(vector_XD: Tensor, landmark_PD: Tensor, place_P2: Tensor) -> Tensor:
         tensor([[1., 5.]])
     """
     unit_PD = F.normalize(landmark_PD.float(), dim=1)
-    blocks = [_placed(block_XD, unit_PD, place_P2)[0] for block_XD in vector_XD.split(_BLOCK)]
+    blocks = [_placed(block_XD, unit_PD, place_P2)[0] for block_XD in torch.split(vector_XD, _BLOCK)]
     return torch.cat(blocks) if blocks else vector_XD.new_empty(0, 2)
 
 
