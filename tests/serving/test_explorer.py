@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from gemirec.recommender import Recommender
 from gemirec.serving.catalogue_map import projected
 from gemirec.serving.config import ServeConfig, ServePlan
 from gemirec.serving.impressions import read_impressions
+from gemirec.serving.recommender_engine import RecommenderEngine
 from gemirec.serving.run import build_app
 from gemirec.serving.split import Split
 from support_serving import Client
@@ -129,3 +132,23 @@ def test_who_only_looks_leaves_no_impression(dictionary_artifact: Path, artifact
     assert logged["user_id"].to_list() == ["user-4"]
     with pytest.raises(ConfigError, match="at most two"):
         ServePlan(artifact=artifact, split=Split(artifact=artifact), compare=artifact)
+
+
+def test_recommendations_do_not_wait_for_the_explorer(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def slow(self: RecommenderEngine, requests: list[Any]) -> list[Any]:
+        begun.set()
+        assert done.wait(20)
+        return [ConfigError("late", got="a question of the page", fix="none")]
+
+    monkeypatch.setattr(RecommenderEngine, "explore", slow)
+
+    async def story(http: Any) -> tuple[int, int]:
+        page = asyncio.create_task(http.get("/map", headers={"X-Deadline-Ms": "30000"}))
+        assert await asyncio.to_thread(begun.wait, 20)
+        answer = await http.post("/recommend", json={"user_id": "user-1"})
+        done.set()
+        return answer.status_code, (await page).status_code
+
+    assert client.run(story) == (200, 422)

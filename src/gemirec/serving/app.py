@@ -20,6 +20,7 @@ from gemirec.serving.batching import Batcher
 from gemirec.serving.events import NOT_IN_HISTORIES, EventLog, EventWriter
 from gemirec.serving.http import ClientGone, HttpError, Response
 from gemirec.serving.keys import presented
+from gemirec.serving.metrics import Metrics
 from gemirec.serving.openapi import openapi
 from gemirec.serving.routes import ROUTES, Route
 from gemirec.serving.served import Served, Slot
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from gemirec.serving.engine import Engine, Kind
     from gemirec.serving.http import Receive, Scope, Send
     from gemirec.serving.keys import Keyring
-    from gemirec.serving.metrics import Metrics
     from gemirec.serving.split import Experiment, Variant
     from gemirec.serving.wire_explorer import ArtifactsQuery, ItemsRequest, VariantQuery
 
@@ -77,6 +77,8 @@ class App:
             max_queue=config.max_queue,
             wait_s=config.batch_wait_ms / 1000,
         )
+        # the explorer's questions take a thread of their own, lest recommendations wait for them
+        self._aside = Batcher(Metrics(), max_batch=1, max_queue=config.max_queue)
         self._experiment = experiment
         self._slots: dict[Variant, Slot] = {"A": Slot(artifact, Served(load(artifact, None)))}
         second = compare if experiment is None else experiment.split.artifact
@@ -124,6 +126,7 @@ class App:
     async def stop(self) -> None:
         """Finish what was taken on: batches, events, files."""
         await self._batcher.stop()
+        await self._aside.stop()
         await self._writer.stop()
         if self._experiment is not None:
             self._experiment.stop()
@@ -229,7 +232,8 @@ class App:
         async def ask(variant: Variant, numbers: Sequence[int]) -> list[Any]:
             asked = [requests[number] for number in numbers]
             with self._slots[variant].served.held() as engine:
-                return await self._batcher.ask(engine, kind, asked, deadline, numbers)
+                batcher = self._aside if kind == "explore" else self._batcher
+                return await batcher.ask(engine, kind, asked, deadline, numbers)
 
         if only is not None and only not in self._slots:
             fix = "leave variant out, or start the server with --compare ARTIFACT"

@@ -26,8 +26,8 @@ class Engine(Protocol):
     """A version of the model with its items, index, cache and histories, ready to answer.
 
     Every question takes the requests of a batch and gives an answer or an error for each, in their order; what one
-    request does wrong does not touch the others. A batch is asked on one thread at a time. After :meth:`close` nothing
-    is asked.
+    request does wrong does not touch the others. A batch is asked on one thread at a time; :meth:`explore` has a
+    thread of its own. After :meth:`close` nothing is asked.
     """
 
     @property

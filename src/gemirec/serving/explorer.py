@@ -34,7 +34,7 @@ _CATEGORIES = 3
 
 
 class Explorer:
-    """Answers the page; asked on one thread at a time.
+    """Answers the page; asked on one thread at a time, beside the one that answers recommendations.
 
     Args:
         recommender: The model.
@@ -66,8 +66,12 @@ class Explorer:
         if isinstance(asked, ask.MapQuery):
             rows = evenly(self._items.height, asked.count)
             placed = rows[~np.isnan(self._places.xy_N2[rows, 0])]
-            about = {"total": self._items.height, "source": self._places.source, "version": self._version}
-            return ask.MapAnswer(items=self._facts(placed), **about)
+            return ask.MapAnswer(
+                items=self._facts(placed),
+                total=self._items.height,
+                source=self._places.source,
+                version=self._version,
+            )
         if isinstance(asked, ask.DictionaryQuery):
             return self._dictionary(asked)
         if isinstance(asked, ask.ItemsRequest):
