@@ -188,6 +188,7 @@ def test_a_client_that_takes_no_answer_does_not_hold_the_server(server: Server) 
     greedy.close()
 
 
+@pytest.mark.slow
 def test_a_thousand_connections_at_once(server: Server) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2500:
@@ -213,9 +214,17 @@ def test_a_thousand_connections_at_once(server: Server) -> None:
         if len(opened) == 1000:
             gate.set()
         await gate.wait()
-        while (status := await answer(reader, writer, ask)) == b"429":
-            refused.append(1)  # the queue holds 256: the others are told to come back, and do
-            await asyncio.sleep(0.2)
+        status = b"429"
+        while status == b"429":
+            try:
+                status = await answer(reader, writer, ask)
+            except (asyncio.IncompleteReadError, ConnectionError):  # a slow machine: idle for too long meanwhile
+                async with some:
+                    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                    status = await answer(reader, writer, ask)
+            if status == b"429":
+                refused.append(1)  # the queue holds 256: the others are told to come back, and do
+                await asyncio.sleep(0.2)
         writer.close()
         return status
 
