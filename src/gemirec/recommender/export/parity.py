@@ -92,7 +92,7 @@ def compare(path: Path, graph: Graph, pool: Histories, item_ND: Tensor | None, l
     Raises:
         Exception: ONNX Runtime cannot run it.
     """
-    session = _session(path)
+    session = open_graph(path)
     difference, longest, same, done = 0.0, 0.0, True, 0
     asked: list[Tensor] = []
     given: list[Tensor] = []
@@ -152,7 +152,8 @@ def run(session: Any, case: Case) -> dict[str, Tensor]:
     return dict(zip(case.outputs, map(torch.from_numpy, session.run(list(case.outputs), feed)), strict=True))
 
 
-def _session(path: Path) -> Any:
+def open_graph(path: Path) -> Any:
+    """Return a session of ONNX Runtime, on the CPU, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

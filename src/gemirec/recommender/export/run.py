@@ -150,7 +150,7 @@ def _write_graphs(
     note: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write the graphs of the model, and return a row on each and the names of its inputs and outputs."""
-    pool, model = _pool(recommender), recommender.model
+    pool, model = pool_of(recommender), recommender.model
     rows: list[dict[str, Any]] = []
     signature: dict[str, Any] = {}
     for name, graph in graphs_of(model).items():
@@ -194,10 +194,9 @@ def _write_checked(
         except GemirecError:
             raise
         except Exception as error:  # torch, onnx and ONNX Runtime raise a dozen kinds for what they cannot do
-            lines = str(error).strip().splitlines() or [""]
             trouble = ConfigError(
                 "this model cannot be made an ONNX graph",
-                got=f"{exporter}: {type(error).__name__}: {lines[0][:200]}",
+                got=f"{exporter}: {_reason(error)}",
                 fix="leave the graph out: --which items,users,map",
             )
             continue
@@ -211,6 +210,14 @@ def _write_checked(
         )
     assert trouble is not None
     raise trouble
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what an exporter stumbled over; what it wraps that in says less."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def _row(path: Path, exporter: str, found: Parity) -> dict[str, Any]:
@@ -234,7 +241,7 @@ def signature_of(path: Path) -> dict[str, Any]:
     }
 
 
-def _pool(recommender: Recommender) -> Histories:
+def pool_of(recommender: Recommender) -> Histories:
     """Return some users' histories as the model reads them; made-up ones where none are kept."""
     search = recommender._search
     if _keeps_histories(recommender):
