@@ -12,6 +12,9 @@ histories of the next round. The report is gemirec ab-report over that log, with
 is of a new interest if its cluster, planted for this user, was not in the user's history, by the log or an earlier
 click.
 
+The models are trained once and compared in several ways of serving: as trained; with less of the user's history in
+gemirec's interests (its field history_share); with as many places for each interest as for the others (quota).
+
     python benchmarks/ab_simulated.py                                  # some minutes on one core
     python benchmarks/ab_simulated.py --a comirec_sa --b comirec_sa    # A/A
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,7 +39,7 @@ import polars as pl
 import torch
 
 from gemirec import Recommender
-from gemirec.artifacts import write_json
+from gemirec.artifacts import read_json, write_json
 from gemirec.data.simulator import SimulatedLog, SimulatorConfig, simulate
 from gemirec.experiments.ab import ab_report, markdown, read_labels
 from gemirec.serving.config import ServeConfig, ServePlan
@@ -48,6 +52,13 @@ STEPS = {"gemirec": 1200, "comirec_sa": 600}
 """Training steps; a step of gemirec takes 64 users, one of comirec_sa 256."""
 SHOWN = 10
 CLICK = 0.4
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "as trained": ({}, {}),
+    "history_share 0": ({"history_share": 0.0}, {}),
+    "quota equal": ({}, {"quota": "equal"}),
+    "history_share 0, quota equal": ({"history_share": 0.0}, {"quota": "equal"}),
+}
+"""Fields of gemirec's configuration, and of every request."""
 ASKED, SENT = 250, 1000
 
 
@@ -79,7 +90,21 @@ def train(model: str, log: pl.DataFrame, source: SimulatedLog, home: Path, steps
     return recommender.save_pretrained(home / f"{model}-{seed}" / "artifact")
 
 
-async def rounds(app: Any, interests: dict[int, set[int]], cluster: dict[int, int], count: int, seed: int) -> None:
+def served_as(artifact: Path, change: dict[str, Any], home: Path) -> Path:
+    """Return the artifact with other values of its configuration, where it is gemirec's."""
+    facts = read_json(artifact / "artifact.json")
+    if not change or facts["model"] != "gemirec":
+        return artifact
+    shutil.copytree(artifact, home / artifact.parent.name / "artifact")
+    write_json(
+        home / artifact.parent.name / "artifact" / "artifact.json", {**facts, "config": {**facts["config"], **change}}
+    )
+    return home / artifact.parent.name / "artifact"
+
+
+async def rounds(
+    app: Any, interests: dict[int, set[int]], cluster: dict[int, int], count: int, seed: int, more: dict[str, Any]
+) -> None:
     """Show lists, click, send events, round by round."""
     rng, users = np.random.default_rng(seed), list(interests)
     place = 1 / np.log2(1 + np.arange(1, SHOWN + 1))
@@ -93,7 +118,7 @@ async def rounds(app: Any, interests: dict[int, set[int]], cluster: dict[int, in
         for _ in range(count):
             clicks = []
             for part in chunks(users, ASKED):
-                asks = [{"user_id": user, "k": SHOWN} for user in part]
+                asks = [{"user_id": user, "k": SHOWN, **more} for user in part]
                 for answer in (await post("/recommend:batch", {"requests": asks}))["answers"]:
                     shown, own = [item["item_id"] for item in answer["items"]], interests[answer["user_id"]]
                     wanted = np.array([cluster[item] in own for item in shown])
@@ -118,11 +143,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=float, default=1.0, help="multiple of the training steps")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--salt", default="simulated")
     parser.add_argument("--out", type=Path, help="write the report as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
+    with tempfile.TemporaryDirectory() as place:
+        home = Path(place)
         births = {"birth_share": 0.8, "birth_from": 0.5, "birth_to": 0.9}
         shape = {"num_items": 800, "num_super_clusters": 8, "clusters_per_super": 6}
         config = SimulatorConfig(num_users=args.users, seed=args.seed, **births, **shape)  # type: ignore[arg-type]
@@ -133,21 +159,27 @@ def main() -> None:
             train(model, before, log, home, int(STEPS[model] * args.steps), args.seed + at)
             for at, model in enumerate((args.a, args.b))
         ]
-        split = Split(artifact=artifacts[1], salt=f"seed {args.seed}")
-        plan = ServePlan(artifact=artifacts[0], split=split, events=home / "events.sqlite")
-        app = build_app(plan, ServeConfig(), None)
         table = pl.read_parquet(log.truth_items)
         cluster = dict(zip(table["item_id"].to_list(), table["cluster"].to_list(), strict=True))
-        asyncio.run(rounds(app, interests, cluster, args.rounds, args.seed))
-        found = read_impressions(plan.events or home)
         labels = read_labels(None, log.truth_items, home / "before.parquet", "cluster")
-        report = ab_report(
-            found.lists, read_events(home / "events.sqlite"), share=found.share, labels=labels, salt=found.salt
-        )
-    print(f"A {args.a}, B {args.b}: {len(interests)} users, {args.rounds} rounds of {SHOWN} items\n")
-    print(markdown(report))
+        print(f"A {args.a}, B {args.b}: {len(interests)} users, {args.rounds} rounds of {SHOWN} items\n")
+        reports = {}
+        for number, (way, (change, more)) in enumerate(WAYS.items()):
+            folder = home / str(number)
+            first, second = (served_as(artifact, change, folder) for artifact in artifacts)
+            plan = ServePlan(
+                artifact=first,
+                split=Split(artifact=second, salt=f"{args.salt}: {way}"),
+                events=folder / "events.sqlite",
+            )
+            app = build_app(plan, ServeConfig(), None)
+            asyncio.run(rounds(app, interests, cluster, args.rounds, args.seed, more))
+            found = read_impressions(folder / "events.sqlite")
+            events = read_events(folder / "events.sqlite")
+            reports[way] = ab_report(found.lists, events, share=found.share, labels=labels, salt=found.salt)
+            print(markdown(reports[way]), flush=True)
     if args.out:
-        write_json(args.out, report)
+        write_json(args.out, reports)
 
 
 if __name__ == "__main__":
