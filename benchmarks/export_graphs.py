@@ -2,8 +2,8 @@
 
     python benchmarks/export_graphs.py run/artifact
 
-The artifact must keep its histories, so that they are real ones. Of 200 calls the time is that which a tenth of them stay
-below: what else the machine does moves it least.
+Histories are real if the artifact keeps them, made up otherwise. Of 200 calls the time is that which a tenth of them
+stay below: what else the machine does moves it least.
 """
 
 from __future__ import annotations
