@@ -138,7 +138,7 @@ def test_a_graph_gives_the_model_s_interests(name: str, planted: Dataset, tmp_pa
     pytest.importorskip("onnxruntime")
     recommender = trained(name, planted)
     model = recommender.model
-    config = ExportConfig(int8=True, exporter="dynamo" if name == "mind" else "torchscript", least_recall=0.8)
+    config = ExportConfig(int8=True, exporter="auto" if name == "mind" else "torchscript", least_recall=0.8)
     facts = export(recommender, tmp_path / "out", config, which=["onnx"])
     assert not any(part.training for part in model.modules())
     graph = session(tmp_path / "out/model.onnx")
@@ -153,6 +153,7 @@ def test_a_graph_gives_the_model_s_interests(name: str, planted: Dataset, tmp_pa
         assert np.array_equal(found[1], own[1])
     by_file = {row["file"]: row for row in facts["graphs"]}
     assert by_file["model.onnx"]["recall"] > 0.999
+    assert by_file["model.onnx"]["exporter"] == ("dynamo" if name == "mind" else "torchscript")
     assert 0.8 <= by_file["model.int8.onnx"]["recall"] <= 1
     inputs = facts["signature"]["model"]["inputs"]
     assert inputs["item"] == {"type": "int64", "axes": ["batch", "length"]}
