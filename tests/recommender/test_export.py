@@ -20,7 +20,7 @@ from gemirec.models.dmi.config import SHARED
 from gemirec.models.gemirec import GemiRec
 from gemirec.recommender import Recommender
 from gemirec.recommender.artifact import new_artifact_info
-from gemirec.recommender.export import ExportConfig, export, vectors
+from gemirec.recommender.export import ExportConfig, export, project, vectors
 from gemirec.recommender.export.vectors import read_facts
 from gemirec.recommender.histories import DatasetHistories
 from gemirec.retrieval.versions import dictionary_version, model_version
@@ -31,13 +31,13 @@ QUICK = ExportConfig(map_steps=0)
 GRAPH = ExportConfig(exporter="torchscript", int8=True)
 
 
-def trained(name: str, data: Dataset) -> Recommender:
+def trained(name: str, data: Dataset, **more: Any) -> Recommender:
     """A recommender around a tiny model with parameters that are all about something; ``dmi+NAME`` refines NAME."""
     name, _, base = name.partition("+")
-    over: dict[str, Any] = {}
+    over = dict(more)
     if base:
         own = {key: value for key, value in TINY[base].items() if key not in SHARED}
-        over = {"base": {"model": base, **own}, "loss": TINY[base]["loss"]}
+        over |= {"base": {"model": base, **own}, "loss": TINY[base]["loss"]}
     model = ready(name, data.spec(), **over).eval()
     shake(model, 0.1)
     for part in model.modules():
@@ -119,6 +119,19 @@ def test_an_artifact_without_histories_has_no_users(recommender: Recommender, tm
     with pytest.raises(ArtifactError, match="keeps no histories"):
         export(bare, tmp_path / "other", QUICK, which=["users"])
     assert not (tmp_path / "other").exists()
+
+
+def test_items_that_came_later_are_exported_too(recommender: Recommender, tmp_path: Path) -> None:
+    new = pl.DataFrame({"item_id": ["new-1", "new-2"], "category": ["c0", "c3"]})
+    more = recommender.with_new_items(new)
+    export(more, tmp_path / "out", ExportConfig(), which=["items", "map"])
+    items, laid = (pl.read_parquet(tmp_path / f"out/{name}.parquet") for name in ("items", "map"))
+    assert items["item_id"].to_list()[-2:] == laid["item_id"].to_list()[-2:] == ["new-1", "new-2"]
+    served_ND, version = more.served_items()
+    assert np.array_equal(items["vector"].to_numpy(), served_ND[1:].numpy())
+    assert read_facts(tmp_path / "out/items.parquet")["items_version"] == version != model_version(more.model)
+    assert laid["count"].to_list()[-2:] == [0, 0]
+    assert laid.select("x", "y").to_numpy().dtype == np.float32
 
 
 # --- graphs -------------------------------------------------------------------------------------------------------
@@ -318,6 +331,18 @@ def test_neighbours_on_the_map_share_their_category(
     shared = (category[near_NJ] == category[:, None]).mean()
     by_chance = (category[None] == category[:, None]).mean()
     assert shared > (4 if config.map_steps else 2) * by_chance
+
+
+def test_the_map_is_of_the_vectors_without_their_cells(planted: Dataset, tmp_path: Path) -> None:
+    """Coordinates that a model adds for its search would pack each cell into a point."""
+    recommender = trained("gemirec", planted, cells="own")
+    export(recommender, tmp_path / "out", QUICK, which=["items", "map"])
+    item_ND = torch.from_numpy(pl.read_parquet(tmp_path / "out/items.parquet")["vector"].to_numpy().copy())
+    assert item_ND.shape[1] == 16 + 6
+    own = project(item_ND[:, :16], steps=0).xy_N2.numpy()
+    np.testing.assert_allclose(
+        pl.read_parquet(tmp_path / "out/map.parquet").select("x", "y").to_numpy(), own, atol=1e-6
+    )
 
 
 # --- the verb -----------------------------------------------------------------------------------------------------

@@ -102,7 +102,9 @@ def export(
             facts |= counts._asdict()
         if "map" in wanted:
             note("map of the catalogue")
-            found = project(item_ND[1:], landmarks=config.landmarks, steps=config.map_steps)
+            # Without GemiRec's cells: their coordinates would pack each cell into a point of its own.
+            seen_ND = item_ND[1:, : getattr(recommender.model.config, "dim", None)]
+            found = project(seen_ND, landmarks=config.landmarks, steps=config.map_steps)
             write_map(folder / "map.parquet", recommender.catalog.items, found, about)
             facts["landmarks"] = len(found.landmark_P)
         if "onnx" in wanted:
