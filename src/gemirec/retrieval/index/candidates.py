@@ -161,7 +161,9 @@ class CandidateIndex(ItemIndex):
         dropped_Q = torch.zeros(len(query_QD), dtype=torch.int64)
         if len(excluded.id_E):
             pair_E = (excluded.row_E << 32) | excluded.id_E.clamp(0, 2**32 - 1)
-            out_C = torch.isin((row_C << 32) | id_C, pair_E)
+            # torch.isin takes twice as long: it sorts both sides together.
+            pair_E, pair_C = pair_E.sort().values, (row_C << 32) | id_C
+            out_C = pair_E[torch.searchsorted(pair_E, pair_C).clamp_max(len(pair_E) - 1)] == pair_C
             dropped_Q, keep_C = torch.bincount(row_C[out_C], minlength=len(query_QD)), keep_C & ~out_C
         if not bool(keep_C.all()):
             row_C, place_C, position_C, id_C = (part[keep_C] for part in (row_C, place_C, position_C, id_C))
