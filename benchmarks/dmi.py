@@ -35,19 +35,12 @@ if TYPE_CHECKING:
     from gemirec.models.base import Histories, Interests
 
 LOGS = ("amazon-beauty", "ml-1m", "kuairand-pure", "aspects")
-ASPECTS: dict[str, Any] = {
-    "num_items": 1000,
-    "num_super_clusters": 4,
-    "clusters_per_super": 5,
-    "aspects": 3,
-    "aspect_lean": 0.0,
-    "interests_min": 2,
-    "interests_max": 4,
-    "choices": 1,
-    "birth_share": 0.0,
-}
-"""Aspects are independent of clusters and users have no taste beside their interests (``choices: 1``): what an interest
-does not care about is noise and nothing else. With taste it is not: it says which of two items a user takes."""
+_SHAPE = {"num_items": 1000, "num_super_clusters": 4, "clusters_per_super": 5, "aspects": 3}
+_UNTOUCHED = {"aspect_lean": 0.0, "interests_min": 2, "interests_max": 4, "choices": 1, "birth_share": 0.0}
+SIMULATED: dict[str, dict[str, Any]] = {"aspects": {**_SHAPE, **_UNTOUCHED}, "aspects-taste": _SHAPE}
+"""In ``aspects``, aspects are independent of clusters and users have no taste beside their interests (``choices: 1``):
+what an interest does not care about is noise and nothing else. In ``aspects-taste``, for ``dmi_oracle.py``, it is not:
+it says which of two items a user takes."""
 USERS = 10_000
 PICTURE = Path("docs/images/dmi-noise.svg")
 
@@ -111,12 +104,14 @@ TITLES = {
 
 
 def prepared_log(log: str, cache: Path) -> Path:
-    """Return the folder of a prepared log; ``aspects`` is simulated."""
-    if log != "aspects":
+    """Return the folder of a prepared log; those of :data:`SIMULATED` are made."""
+    if log not in SIMULATED:
         return folder(log, cache)
-    source = cache / "aspects-log"
+    source = cache / f"{log}-log"
     made = (
-        SimulatedLog.open(source) if source.exists() else simulate(source, SimulatorConfig(num_users=USERS, **ASPECTS))
+        SimulatedLog.open(source)
+        if source.exists()
+        else simulate(source, SimulatorConfig(num_users=USERS, **SIMULATED[log]))
     )
     if not (cache / log).exists():
         prepare(made.interactions, cache / log, items=made.items, users=made.users, config=PrepareConfig(name=log))

@@ -1,11 +1,12 @@
 """How far interests of the log ``aspects`` could be cleaned without training, and what recall that would give.
 
-    python benchmarks/dmi_oracle.py             # after: python benchmarks/dmi.py --parts parts --data aspects
+    python benchmarks/dmi_oracle.py
+    python benchmarks/dmi_oracle.py --data aspects-taste       # a log whose users have taste beside their interests
 
-Takes ComiRec-SA's run of ``dmi.py`` and changes its interests after the fact: each is drawn to the history's items, to
-its like among other users' interests or among all items, or to the mean of all items of the planted interest that it
-is nearest to; last, it is replaced by the user's planted interests themselves. Printed: the planted noise that is left,
-the share of interests that are matched with a planted one, and Recall@50, all of test users.
+Takes ComiRec-SA's run of ``dmi.py``, or makes it, and changes its interests after the fact: each is drawn to the
+history's items, to its like among other users' interests or among all items, or to the mean of all items of the planted
+interest that it is nearest to; last, it is replaced by the user's planted interests themselves. Printed: the planted
+noise that is left, the share of interests that are matched with a planted one, and Recall@50, all of test users.
 
 Axes: B users, K interests, J planted interests, D embedding, L history length, M remembered interests, N items,
 P possible planted interests.
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dmi import prepared_log
+from dmi import SIMULATED, prepared_log
 from gemirec import Recommender
 from gemirec.data.batches import evaluation_batches
 from gemirec.data.dataset import Dataset
@@ -132,19 +133,28 @@ class Oracle:
         return Interests(self.planted_PD[own_BJ.clamp(min=0)], own_BJ != NONE)
 
 
-@torch.no_grad()
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model is looked at."""
+    parser.add_argument("--data", default="aspects", choices=list(SIMULATED))
     parser.add_argument("--cache", type=Path, default=Path("runs/prepared"))
     parser.add_argument("--out", type=Path, default=Path("runs/dmi"))
     parser.add_argument("--artifact", type=Path, help="another trained model of the log")
-    args = parser.parse_args()
-    data = prepared_log("aspects", args.cache)
+
+
+def opened(args: argparse.Namespace) -> Oracle:
+    """Return the oracle of these options; ComiRec-SA is trained if it is not there."""
+    data = prepared_log(args.data, args.cache)
     if args.artifact is None:
-        report = compare([data], args.out, models=["comirec_sa"], seeds=[1], minutes=0.0, overrides=SETTINGS)
-        args.artifact = args.out / next(iter(report["rows"][0]["runs"].values())) / "artifact"
-    oracle = Oracle(args.artifact, data, args.cache / "aspects-log")
+        report = compare([data], args.out, models=["comirec_sa"], seeds=[1], overrides=SETTINGS)
+        rows = [row for row in report["rows"] if row["dataset"] == args.data and row["model"] == "comirec_sa"]
+        args.artifact = args.out / next(iter(rows[0]["runs"].values())) / "artifact"
+    with torch.no_grad():
+        return Oracle(args.artifact, data, args.cache / f"{args.data}-log")
+
+
+@torch.no_grad()
+def show_all(oracle: Oracle) -> None:
+    """Print the table."""
     print("| interests | planted noise | matched | recall@50 |\n|---|---|---|---|")
     oracle.show("as they are", oracle.base)
     for sharpness in (5, 20):
@@ -157,6 +167,13 @@ def main() -> None:
     for share in (0.3, 0.6, 1.0):
         oracle.show(f"drawn to the nearest planted interest, share {share}", oracle.changed(oracle.to_planted(share)))
     oracle.show("the planted interests themselves", oracle.planted)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    show_all(opened(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From many dimensions to two: principal components, and t-SNE for the look of a map.
 
-Axes: N points, D their width.
+Axes: N points, D their width, A principal axes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,23 @@ EARLY = 100
 """Steps with exaggerated attraction and little momentum."""
 
 
+def principal_axes(vector_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean ``[D]`` and the first two principal axes ``[A, D]`` float64, A the lesser of 2, N and D.
+
+    Each axis points where its largest loading is positive, so that equal vectors give equal axes.
+
+    Args:
+        vector_ND: ``[N, D]``, N at least 1.
+    """
+    double_ND = vector_ND.detach().double()
+    mean_D = double_ND.mean(dim=0)
+    _, _, axis_AD = torch.linalg.svd(double_ND - mean_D, full_matrices=False)
+    axis_AD = axis_AD[:2]
+    return mean_D, axis_AD * axis_AD.gather(1, axis_AD.abs().argmax(dim=1, keepdim=True)).sign()
+
+
 def pca(vector_ND: Tensor) -> Tensor:
-    """Return the first two principal components ``[N, 2]`` float32; their signs are fixed by the largest loading.
+    """Return the first two principal components ``[N, 2]`` float32; their signs are those of :func:`principal_axes`.
 
     Args:
         vector_ND: ``[N, D]``, N at least 1.
@@ -24,11 +39,8 @@ def pca(vector_ND: Tensor) -> Tensor:
         >>> pca(torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]])).tolist()
         [[-2.0, 0.0], [0.0, 0.0], [2.0, 0.0]]
     """
-    centred_ND = vector_ND.detach().double() - vector_ND.detach().double().mean(dim=0)
-    _, _, axis_AD = torch.linalg.svd(centred_ND, full_matrices=False)
-    axis_AD = axis_AD[:2]
-    largest_A1 = axis_AD.abs().argmax(dim=1, keepdim=True)
-    xy_NA = centred_ND @ (axis_AD * axis_AD.gather(1, largest_A1).sign()).T
+    mean_D, axis_AD = principal_axes(vector_ND)
+    xy_NA = (vector_ND.detach().double() - mean_D) @ axis_AD.T
     return (F.pad(xy_NA, (0, 2 - xy_NA.shape[1])) + 0.0).float()
 
 

@@ -1,6 +1,6 @@
 """The catalogue for the eye: where each item lies in two dimensions, and where in the model's dictionary.
 
-Axes: N items, D embedding, C levels of the dictionary, S sampled items.
+Axes: N items, D embedding, A principal axes, C levels of the dictionary.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from gemirec.components.codes import unflatten
 from gemirec.errors import ArtifactError
+from gemirec.recommender.projection import principal_axes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,24 +73,19 @@ def places(artifact: Path, items: pl.DataFrame, vectors: Callable[[], Tensor]) -
 def projected(item_ND: Tensor) -> NDArray[np.float32]:
     """Return the first two principal components ``[N, 2]`` of item vectors, between -1 and 1.
 
-    The axes come from an even sample of at most :data:`SAMPLE` items; each points where its largest loading is
-    positive, so that equal vectors give an equal map.
+    The axes (:func:`~gemirec.recommender.projection.principal_axes`) come from an even sample of at most
+    :data:`SAMPLE` items.
 
     Example:
         >>> projected(torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]])).tolist()
         [[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
     """
-    sample_SD = item_ND[torch.from_numpy(evenly(len(item_ND), SAMPLE))].double()
-    mean_D = sample_SD.mean(dim=0)
-    centred_SD = sample_SD - mean_D
-    _, axis_DA = torch.linalg.eigh(centred_SD.T @ centred_SD)
-    axis_DA = axis_DA.flip(1)[:, :2]
-    largest_1A = axis_DA.abs().argmax(dim=0, keepdim=True)
-    axis_DA = (axis_DA * axis_DA.gather(0, largest_1A).sign()).float()
+    mean_D, axis_AD = principal_axes(item_ND[torch.from_numpy(evenly(len(item_ND), SAMPLE))])
+    mean_D, axis_AD = mean_D.float(), axis_AD.float()
     xy_N2 = torch.zeros(len(item_ND), 2)
     for start in range(0, len(item_ND), _BLOCK):
-        part_XD = item_ND[start : start + _BLOCK].float() - mean_D.float()
-        xy_N2[start : start + _BLOCK, : axis_DA.shape[1]] = part_XD @ axis_DA
+        part_XD = item_ND[start : start + _BLOCK].float() - mean_D
+        xy_N2[start : start + _BLOCK, : len(axis_AD)] = part_XD @ axis_AD.T
     out: NDArray[np.float32] = (xy_N2 / xy_N2.abs().max().clamp(min=1e-12) + 0.0).numpy()
     return out
 
