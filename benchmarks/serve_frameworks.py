@@ -80,14 +80,13 @@ def starlette() -> Any:
 
 
 def litestar() -> Any:
-    from litestar import Litestar, post
+    from litestar import Litestar, post  # type: ignore[import-not-found, unused-ignore]
 
-    @post("/recommend", status_code=200)
     async def recommend(data: Ask) -> Answer:
         return answer(data)
 
-    recommend.fn.__annotations__.update(data=Ask, **{"return": Answer})
-    return Litestar(route_handlers=[recommend], debug=False)
+    recommend.__annotations__.update(data=Ask, **{"return": Answer})
+    return Litestar(route_handlers=[post("/recommend", status_code=200)(recommend)], debug=False)
 
 
 APPS = {"plain": plain, "starlette": starlette, "litestar": litestar}
